@@ -109,7 +109,7 @@ def plan(
 ) -> None:
     """How fast a planner decides about a whole log, against the fold of unread counts."""
     if quick:
-        records, users = 4_000, 100
+        records, users = 20_000, 100
     work = plan_bench.run(records=records, users=users, data=data, sync=sync, hurry=quick)
     measure("plan", work, data, quick=quick)
 

@@ -32,13 +32,22 @@ def encode_batch(messages: Sequence[Outgoing], reply: bytes, lines: bytes = b"")
     for number, message in enumerate(messages, 1):
         own, payload, digits = message.headers, message.payload, b"%d" % number
         # Only the first and the last are answered: the first proves a leader took the batch, the last that it committed.
-        answer = answered if number in (1, last) else b""
+        answer = answered if number == 1 or number == last else b""  # noqa: PLR1714 - a tuple costs more
         if number == last:
             own = b"Nats-Batch-Commit:1\r\n" + own
         size = fixed + len(digits) + len(own)
-        line = b"HPUB %b %b%d %d\r\n" % (message.subject.encode(), answer, size, size + len(payload))
-        # Joined once: to format all of a message costs half as much again.
-        parts += (line, opening, digits, b"\r\n", own, b"\r\n", payload, b"\r\n")
+        whole = size + len(payload)
+        # The head by one format: its parts, joined with all the others, took twice as long. A payload would be copied once more.
+        head = b"HPUB %b %b%d %d\r\n%b%b\r\n%b\r\n" % (
+            message.subject.encode(),
+            answer,
+            size,
+            whole,
+            opening,
+            digits,
+            own,
+        )
+        parts += (head, payload, b"\r\n")
     return b"".join(parts)
 
 

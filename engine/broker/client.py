@@ -49,6 +49,25 @@ class EngineClient(Client):
             raise ConnectionResetError("the connection was lost while it was made")
         # The old connection may have left half a message after nats-py's own reset.
         self.parser.reset()
+        self._take_at_once()
+
+    def _take_at_once(self) -> None:
+        """Have messages handled where they arrive. nats-py's read loop gets the rest, and all while it has something to read.
+
+        To wake its task for each read costs a future, a turn of the loop and three coroutines.
+        """
+        reader = getattr(self._transport, "_io_reader", None)
+        if reader is None:
+            return
+        leave: Callable[[bytes], None] = reader.feed_data
+
+        def feed_data(data: bytes) -> None:
+            if getattr(reader, "_waiter", None) is not None and self.is_connected:
+                data = self.parser.take(data)
+            if data:
+                leave(data)
+
+        reader.feed_data = feed_data
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         await super()._close(status, do_cbs)

@@ -138,7 +138,7 @@ class Connection:
         return self.nc.is_connected
 
     def subscribe(self, subject: str, callback: wire.Handler, *, queue: str = "") -> Subscription:
-        """Register interest; `callback` runs in the read loop for each message. Await `confirmed()` where order matters.
+        """Register interest; `callback` runs for each message, where the socket is read. Await `confirmed()` where order matters.
 
         Args:
             queue: each message goes to one of those who subscribe under this name.

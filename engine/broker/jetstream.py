@@ -210,23 +210,22 @@ class Broker(Connection):
         """
         if not 1 <= len(messages) <= BATCH_MESSAGES_MAX:
             raise ValueError(f"a batch has 1 to {BATCH_MESSAGES_MAX} messages, not {len(messages)}")
-        answer: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Delivery] = loop.create_future()
         reply = self.expect(
             lambda outcome: settle_batch(answer, outcome),
             lambda subject: any(message.subject == subject for message in messages),
         )
+        # A timer by itself, as of `request`.
+        silence = loop.call_later(timeout_seconds, self._unanswered, answer, messages[0].subject, timeout_seconds)
         try:
             data = encode_batch(messages, reply, lines)
             if len(data) > self.nc.max_payload:
                 self._check_size(max(len(message.headers) + len(message.payload) for message in messages))
             self.write(data)
-            async with asyncio.timeout(timeout_seconds):
-                delivery = await answer
-        except TimeoutError as error:
-            if self.connected:
-                self.writes.not_stored(messages[0].subject)
-            raise Unanswered(f"a batch was not answered within {timeout_seconds} s") from error
+            delivery = await answer
         finally:
+            silence.cancel()
             self.forget(reply)
         if wire.status(delivery.headers) == 503:
             raise Unavailable("no leader takes this batch")
@@ -238,6 +237,12 @@ class Broker(Connection):
             raise
         self.writes.stored(ack.stream)
         return ack
+
+    def _unanswered(self, answer: asyncio.Future[Delivery], subject: str, seconds: float) -> None:
+        """A batch, whose first message has this subject, was not answered in time."""
+        if not answer.done() and self.connected:
+            self.writes.not_stored(subject)
+        settle(answer, Unanswered(f"a batch was not answered within {seconds} s"))
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -8,14 +8,14 @@ nats-py's own subscriptions) goes on to nats-py. `Client._ps` is the seam; a con
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 import nats.errors
 import structlog
 
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
-"""`handler(subject, reply, headers, payload)`, synchronous: it runs in the read loop and must be quick."""
+"""`handler(subject, reply, headers, payload)`, synchronous: it runs where the socket is read and must be quick."""
 
 CONTROL_LINE_BYTES_MAX = 64 << 10
 """A line longer than this is not the NATS protocol; INFO of a large cluster is the longest real one."""
@@ -24,7 +24,6 @@ MESSAGE_BYTES_MAX = 64 << 20
 """The largest `max_payload` a server can be configured for; who announces more is not a NATS server."""
 
 _CRLF = b"\r\n"
-_MESSAGES = (b"MSG", b"HMSG")
 _log = structlog.get_logger("seamark.wire")
 
 
@@ -36,6 +35,20 @@ class Sink(Protocol):
     async def _process_ping(self) -> None: ...
     async def _process_pong(self) -> None: ...
     async def _process_info(self, info: dict[str, Any]) -> None: ...
+
+
+class _Other(NamedTuple):
+    """What no handler takes, up to `end`: a line of control, or a message, whose parts are said."""
+
+    end: int
+    words: Sequence[bytes] = ()
+    reply: bytes = b""
+    body: int = 0
+    middle: int = 0
+
+
+_BROKEN: Final = _Other(0)
+"""This is not the NATS protocol."""
 
 
 class HotParser:
@@ -61,80 +74,117 @@ class HotParser:
         Raises:
             nats.errors.ProtocolError: the bytes are not the NATS protocol; nats-py then reconnects.
         """
-        if self._chunks:
-            # A large payload comes in many reads: they are joined once, when all of it is there.
-            self._chunks.append(data)
-            self._have += len(data)
-            if self._have < self._need:
-                return
-            data = b"".join(self._chunks)
-            self.reset()
+        data = self._joined(data)
+        position = need = 0
         try:
-            consumed, need = await self._walk(data)
+            while True:
+                position, need, other = self._walk(data, position)
+                if other is None:
+                    break
+                position = await self._pass_on(data, position, other)
         except nats.errors.ProtocolError:
             self.reset()
             raise
         except (ValueError, IndexError, RecursionError) as error:
             self.reset()
             raise nats.errors.ProtocolError from error
-        if consumed < len(data):
-            self._chunks.append(data[consumed:])
-            self._have = len(data) - consumed
+        self._keep(data, position, need)
+
+    def take(self, data: bytes) -> bytes:
+        """The same, as far as registered handlers take what is there. The rest is given back, for `parse`."""
+        data = self._joined(data)
+        position, need, other = self._walk(data, 0)
+        if other is not None:
+            return data[position:]
+        self._keep(data, position, need)
+        return b""
+
+    def _joined(self, data: bytes) -> bytes:
+        """What is to be read now, with what was kept of the reads before; nothing while not enough of it is there."""
+        if not self._chunks:
+            return data
+        # A large payload comes in many reads: they are joined once, when all of it is there.
+        self._chunks.append(data)
+        self._have += len(data)
+        if self._have < self._need:
+            return b""
+        data = b"".join(self._chunks)
+        self.reset()
+        return data
+
+    def _keep(self, data: bytes, position: int, need: int) -> None:
+        """From `position` on there is less than a message: it has `need` bytes, or else nobody knows yet."""
+        if position < len(data):
+            self._chunks.append(data[position:])
+            self._have = len(data) - position
             self._need = need
 
-    async def _walk(self, data: bytes) -> tuple[int, int]:
-        """Dispatch the messages in `data`: (bytes consumed, bytes needed from there before it is worth trying again)."""
-        position, end = 0, len(data)
-        find, handlers = data.find, self.handlers
+    def _walk(self, data: bytes, position: int) -> tuple[int, int, _Other | None]:
+        """Dispatch the messages in `data` from `position` on, as far as they have handlers.
+
+        Returns:
+            Where it has ended, how many bytes are needed from there before it is worth trying again, and what else is there.
+        """
+        end, find, handlers = len(data), data.find, self.handlers
         while position < end:
             line_end = find(_CRLF, position)
             if line_end < 0:
-                if end - position > CONTROL_LINE_BYTES_MAX:
-                    raise nats.errors.ProtocolError
-                return position, 0
+                return position, 0, _BROKEN if end - position > CONTROL_LINE_BYTES_MAX else None
             first = data[position]
-            if first == 0x48:  # HMSG <subject> <sid> [reply] <header bytes> <total bytes>
-                words = data[position:line_end].split()
-                header_bytes, total = int(words[-2]), int(words[-1])
-            elif first == 0x4D:  # MSG <subject> <sid> [reply] <bytes>
-                words = data[position:line_end].split()
-                header_bytes, total = 0, int(words[-1])
-            else:
-                await self._control(data[position:line_end])
-                position = line_end + 2
-                continue
-            words_without_reply = 5 if first == 0x48 else 4
-            if len(words) == words_without_reply:
-                reply = b""
-            elif len(words) == words_without_reply + 1:
+            try:
+                if first == 0x48:  # HMSG <subject> <sid> [reply] <header bytes> <total bytes>
+                    words = data[position:line_end].split()
+                    number, word = len(words) - 1, b"HMSG"
+                    header_bytes, total = int(words[-2]), int(words[-1])
+                elif first == 0x4D:  # MSG <subject> <sid> [reply] <bytes>
+                    words = data[position:line_end].split()
+                    number, word = len(words), b"MSG"
+                    header_bytes, total = 0, int(words[-1])
+                else:
+                    return position, 0, _Other(line_end + 2)
+            except (ValueError, IndexError):
+                return position, 0, _BROKEN
+            if number == 5:
                 reply = words[3]
+            elif number == 4:
+                reply = b""
             else:
-                raise nats.errors.ProtocolError
-            if not 0 <= header_bytes <= total <= MESSAGE_BYTES_MAX or words[0] not in _MESSAGES:
-                raise nats.errors.ProtocolError
+                return position, 0, _BROKEN
+            if not 0 <= header_bytes <= total <= MESSAGE_BYTES_MAX or words[0] != word:
+                return position, 0, _BROKEN
             body = line_end + 2
             stop = body + total
             if stop + 2 > end:
-                return position, stop + 2 - position
+                return position, stop + 2 - position, None
             if data[stop : stop + 2] != _CRLF:
-                raise nats.errors.ProtocolError
+                return position, 0, _BROKEN
             middle = body + header_bytes
             handler = handlers.get(words[2])
             if handler is None:
-                headers = data[body:middle] if header_bytes else None
-                await self._sink._process_msg(int(words[2]), words[1], reply, data[middle:stop], headers)  # type: ignore[arg-type]
-            else:
-                try:
-                    handler(words[1], reply, data[body:middle], data[middle:stop])
-                except Exception:
-                    # An exception here would end nats-py's read loop for good, without a reconnect.
-                    self.faults += 1
-                    _log.exception(
-                        "subscription_handler_failed",
-                        subject_kind=words[1].split(b".", 1)[0].decode("ascii", "replace"),
-                    )
+                return position, 0, _Other(stop + 2, words, reply, body, middle)
+            try:
+                handler(words[1], reply, data[body:middle], data[middle:stop])
+            except Exception:
+                # An exception here would end nats-py's read loop for good, without a reconnect.
+                self.faults += 1
+                _log.exception(
+                    "subscription_handler_failed",
+                    subject_kind=words[1].split(b".", 1)[0].decode("ascii", "replace"),
+                )
             position = stop + 2
-        return position, 0
+        return position, 0, None
+
+    async def _pass_on(self, data: bytes, position: int, other: _Other) -> int:
+        """Have nats-py take what has no handler; returns where it ends."""
+        end, words, reply, body, middle = other
+        if other is _BROKEN:
+            raise nats.errors.ProtocolError
+        if words:
+            headers = data[body:middle] if middle > body else None
+            await self._sink._process_msg(int(words[2]), words[1], reply, data[middle : end - 2], headers)  # type: ignore[arg-type]
+        else:
+            await self._control(data[position : end - 2])
+        return end
 
     async def _control(self, line: bytes) -> None:
         word, _, rest = line.partition(b" ")
@@ -159,18 +209,30 @@ def header(headers: bytes, name: bytes) -> bytes | None:
 
     For a header that the server adds, use `last_header`: the publisher may have written a line of the same name.
     """
-    return _value(headers, headers.find(b"\r\n%b:" % name), name)
+    return value_of(headers, line_of(name))
+
+
+def line_of(name: bytes) -> bytes:
+    """What `value_of` looks for: how a header of this name begins."""
+    return b"\r\n%b:" % name
+
+
+def value_of(headers: bytes, line: bytes) -> bytes | None:
+    """As `header`, for who asks of every message: the name is given as `line_of` has made it, once."""
+    start = headers.find(line)
+    if start < 0:
+        return None
+    start += len(line)
+    return headers[start : headers.index(_CRLF, start)].strip()
 
 
 def last_header(headers: bytes, name: bytes) -> bytes | None:
     """The last value of `name`, or None: the server adds its own behind those of the publisher, who may have forged one."""
-    return _value(headers, headers.rfind(b"\r\n%b:" % name), name)
-
-
-def _value(headers: bytes, start: int, name: bytes) -> bytes | None:
+    line = line_of(name)
+    start = headers.rfind(line)
     if start < 0:
         return None
-    start += len(name) + 3
+    start += len(line)
     return headers[start : headers.index(_CRLF, start)].strip()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -128,21 +128,23 @@ class Claims:
             raise ClaimsUnavailable from error
 
     async def _take_all(self, claims: Sequence[Claim]) -> list[bool]:
-        by_tenant: dict[tuple[str, bool], list[int]] = {}
+        by_tenant: dict[tuple[str, bool], list[int]] = defaultdict(list)
         for index, claim in enumerate(claims):
-            by_tenant.setdefault((claim.tenant_token, bool(claim.instead_of)), []).append(index)
+            by_tenant[claim.tenant_token, bool(claim.instead_of)].append(index)
         ours = [True] * len(claims)
-        for (_, due), indexes in by_tenant.items():
-            chosen = [claims[index] for index in indexes]
-            keys = [claim_key(claim.tenant_token, claim.event_id) for claim in chosen]
+        for (tenant_token, due), indexes in by_tenant.items():
+            chosen, prefix = [claims[index] for index in indexes], claim_key(tenant_token, "")
+            keys = [prefix + claim.event_id for claim in chosen]
             holders: list[bytes]
             if due:
                 pairs = [word for claim in chosen for word in (claim.position, " ".join(claim.instead_of))]
                 holders = await self._take_over(keys, [self._horizon_seconds, *pairs])
             else:
                 holders = await self._take(keys, [self._horizon_seconds, *(claim.position for claim in chosen)])
-            for index, claim, holder in zip(indexes, chosen, holders, strict=True):
-                ours[index] = not holder or holder.decode() in (claim.position, *claim.former)
+            for index, holder in zip(indexes, holders, strict=True):
+                if holder:  # most claims are new
+                    claim = claims[index]
+                    ours[index] = holder.decode() in (claim.position, *claim.former)
         return ours
 
     def owe(self, claims: Sequence[Claim]) -> None:

@@ -17,7 +17,10 @@ FOLLOWED_USERS_MAX: Final = 16
 """Of one event: each is some five more spans, and one event may be for 10 000 users."""
 
 _TRACE: Final = b'"trace":"'
-_NAMES: Final = ((b"traceparent", b"tracestate"), (b"Traceparent", b"Tracestate"))
+_LINES: Final = (
+    (wire.line_of(b"traceparent"), wire.line_of(b"tracestate")),
+    (wire.line_of(b"Traceparent"), wire.line_of(b"Tracestate")),
+)
 
 
 class Following(NamedTuple):
@@ -38,10 +41,10 @@ class Following(NamedTuple):
 
 def trace_in(headers: bytes) -> tuple[bytes | None, bytes | None]:
     """`traceparent` and `tracestate` as a publisher has sent them: with a small t or, as from Go's libraries, a capital one."""
-    if b"raceparent:" in headers:  # of most events this one look is all
-        for parent, state in _NAMES:
-            if value := wire.header(headers, parent):
-                return as_version_00(value), wire.header(headers, state) if b"racestate:" in headers else None
+    if headers.find(b"raceparent:") >= 0:  # of most events this one look is all
+        for parent, state in _LINES:
+            if value := wire.value_of(headers, parent):
+                return as_version_00(value), wire.value_of(headers, state)
     return None, None
 
 

@@ -228,7 +228,8 @@ def _planned(
     Raises:
         InvalidEvent, UnicodeDecodeError: the latter of the subject.
     """
-    accepted = events.accept(event.subject.decode(), event.payload, *trace_in(event.headers), recipients)
+    traceparent, tracestate = trace_in(event.headers)
+    accepted = events.accept(event.subject.decode(), event.payload, traceparent, tracestate, recipients)
     follow = None
     if spans is not None:
         accepted, follow = following(spans, accepted, event.time_nanoseconds)
@@ -306,12 +307,16 @@ def batches(
     for index, entry in enumerate(entries):
         message = entry.message(place)
         cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES
-        before = entries[index - 1] if index else entry
-        inside = before.seq == entry.seq
-        if messages and (len(messages) >= min(entry.most(inside), allowed) - 1 or size + cost > BATCH_BYTES_MAX):
-            yield Batch(messages, before.seq, before.part if inside else None)
-            messages, size, allowed = [], 0, most()
-            message = entry.message(place)  # as it is now: it may be withheld since
+        number = len(messages)
+        # Of an event for very many a batch has the fewest messages, and below that no entry need be asked.
+        full = number >= allowed - 1 or size + cost > BATCH_BYTES_MAX
+        if number and (full or number >= FAN_OUT_MESSAGES_MAX - 1):
+            before = entries[index - 1]
+            inside = before.seq == entry.seq
+            if full or number >= entry.most(inside) - 1:
+                yield Batch(messages, before.seq, before.part if inside else None)
+                messages, size, allowed = [], 0, most()
+                message = entry.message(place)  # as it is now: it may be withheld since
         messages.append(message)
         size += cost
     yield Batch(messages, last_seq, last_part)

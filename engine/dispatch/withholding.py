@@ -28,8 +28,13 @@ class Withholding:
     """
 
     def __init__(self, cancels: Cancels | None, planned: Sequence[Planned]) -> None:
-        self._planned = planned
-        self._cancels = cancels if any(one.accepted.event.transaction_id is not None for one in planned) else None
+        # Nearly all events have neither, and can become neither cancelled nor over.
+        self._planned = [
+            one
+            for one in planned
+            if (event := one.accepted.event).transaction_id is not None or event.expires_at is not None
+        ]
+        self._cancels = cancels if any(one.accepted.event.transaction_id is not None for one in self._planned) else None
         self.until = -math.inf
 
     async def look(self) -> None:
@@ -37,7 +42,8 @@ class Withholding:
         cancels = self._cancels
         if cancels is not None:
             await cancels.heard()
-        withhold(self._planned, cancels.holds if cancels is not None else lambda *_: False, datetime.now(UTC))
+        if self._planned:
+            withhold(self._planned, cancels.holds if cancels is not None else lambda *_: False, datetime.now(UTC))
         self.until = math.inf if cancels is None else cancels.fresh_until
 
     async def look_if_old(self) -> None:

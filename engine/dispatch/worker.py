@@ -66,10 +66,7 @@ from engine.traces.spans import active
 
 _log = structlog.get_logger("seamark.dispatcher")
 
-_APPENDED = metrics.dispatched_events.labels("appended")
-_PUT_OFF = metrics.dispatched_events.labels("put_off")
-_DUPLICATE = metrics.dispatched_events.labels("duplicate")
-_DEAD = metrics.dispatched_events.labels("dead")
+_COUNTERS = [metrics.dispatched_events.labels(became) for became in ("appended", "put_off", "duplicate", "dead")]
 
 CLAIMS_RETRY_SECONDS = 1.0
 PAUSED_LOOK_SECONDS = 0.1
@@ -365,14 +362,13 @@ class DispatchWorker:
         if not planned:
             return planned
         claims = [self._claim(event) for event in planned]
-        patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
         stall = Stall(CLAIMS, "partition_waits_for_claims")  # as it has `effectively_once` events
         try:
             while True:
                 try:
                     ours = await self._claims.take(claims)
                 except ClaimsUnavailable as error:
-                    if not patient:
+                    if not any(one.accepted.event.semantics == "effectively_once" for one in planned):
                         self._claims.owe(claims)
                         return planned
                     stall.report(error)
@@ -385,15 +381,18 @@ class DispatchWorker:
 
     def _claim(self, event: Planned) -> Claim:
         shared = self.streams.inherited if self.streams else {}
-        former = [f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last] if shared else ()
-        position = f"{self._ownership.source_epoch}.{event.seq}"
-        return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, tuple(former), event.claimed)
+        accepted, seq = event.accepted, event.seq
+        former: tuple[str, ...] = ()
+        if shared:
+            former = tuple(f"{epoch}.{seq}" for epoch, last in shared.items() if seq <= last)
+        position = f"{self._ownership.source_epoch}.{seq}"
+        return Claim(accepted.at.tenant_token, accepted.event.id, position, former, event.claimed)
 
     def _count(self, round_: Round, appended: int, put_off: int, records: int) -> None:
-        _APPENDED.inc(appended)
-        _PUT_OFF.inc(put_off)
-        _DUPLICATE.inc(len(round_.planned) - appended - put_off)
-        _DEAD.inc(len(round_.dead))
+        counts = (appended, put_off, len(round_.planned) - appended - put_off, len(round_.dead))
+        for counter, count in zip(_COUNTERS, counts, strict=True):
+            if count:  # to count takes a lock
+                counter.inc(count)
         metrics.dispatched_records.inc(records)
         if round_.oldest_nanoseconds:
             metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))

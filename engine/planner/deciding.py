@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
@@ -15,7 +16,7 @@ from engine.plan.decide import plan
 from engine.plan.decisions import Facts, Inputs, Kill
 from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
-from engine.planner.forms import Form, form_of, with_placeholders
+from engine.planner.forms import Form, Moment, form_of, moment_of, with_placeholders
 from engine.planner.jobs import Following, jobs_of, throttled_of
 from engine.planner.plans import Due, Found, User, due_of, goes_further, receipt_of, user_of
 from engine.planner.shares import Above, Shares
@@ -50,7 +51,7 @@ class Planned(NamedTuple):
     throttled: list[Job]
 
 
-class _Asked(NamedTuple):
+class _Asked(Struct, frozen=True, gc=False):
     """A notification, and what is decided about it from."""
 
     found: Found
@@ -58,7 +59,7 @@ class _Asked(NamedTuple):
     rules: TenantRules
     profile: Profile
     kills: tuple[Kill, ...]
-    now: datetime
+    at: Moment
     term: int
 
 
@@ -90,38 +91,41 @@ class Decider:
         # are told apart by the identity of rules and profile, so each of the three keeps these alive.
         self._forms: dict[object, Form | _First | tuple[TenantRules, Profile]] = {}
 
-    async def planned(self, found: Sequence[Found], term: int, doubted: Callable[[Found], bool]) -> Planned:
+    async def planned(self, found: Sequence[Found], term: int, doubted: Callable[[Found], bool] | None) -> Planned:
         """What becomes of notifications.
 
         Args:
             term: the planner's.
-            doubted: whether an earlier owner may have written a plan for it.
+            doubted: whether an earlier owner may have written a plan for it; None: for none of them.
         """
         # Before anything is read: whatever a user or tenant has changed by then is in what is read, however long that takes.
-        now = datetime.now(UTC)
+        at = moment_of(datetime.now(UTC))
         rules = {tenant: await self._rules.of(tenant) for tenant in {one.tenant for one in found}}
-        wanted = [one for one in found if doubted(one) or goes_further(one, rules[one.tenant])]
+        in_doubt = set[int]() if doubted is None else {one.stored.seq for one in found if doubted(one)}
+        wanted = [one for one in found if one.stored.seq in in_doubt or goes_further(one, rules[one.tenant])]
         due = [(one, user) for one, user in zip(wanted, map(user_of, wanted), strict=True) if user is not None]
         planned = Planned([], [], [])
         if not due:
             return planned
-        users = sorted({user for _, user in due})  # those of a tenant together
+        users = list(dict.fromkeys([user for _, user in due]))
         profiles = dict(zip(users, await self._profiles.of_all(users), strict=True))
         if self._cancels is not None and any(one.entry.transaction_id is not None for one, _ in due):
             await self._cancels.heard()
         above = await self._shares.above({tenant for tenant, _ in users}) if self._shares else Above()
+        crowded = above.tenants | above.critical
         for one, user in due:
-            profile = profiles[user]
+            profile, entry = profiles[user], one.entry
             if profile.deleted:
                 continue  # whatever is stored of him now would stay behind when he is erased
-            asked = _Asked(one, user[1], rules[one.tenant], profile, self._drops(*user), now, term)
-            always = doubted(one)
-            own = always or one.entry.transaction_id is not None or above.names(one.tenant)
+            tenant, stored = one.tenant, one.stored
+            asked = _Asked(one, user[1], rules[tenant], profile, self._drops(*user), at, term)
+            always = stored.seq in in_doubt
+            own = always or entry.transaction_id is not None or tenant in crowded
             receipt, jobs = (None if own else self._alike(asked)) or self._own(asked, above, planned, always=always)
             if receipt is not None:
                 planned.receipts.append(receipt)
             if jobs:
-                planned.following.append(Following(one.stored.seq, jobs, one.entry.trace, one.stored.time_nanoseconds))
+                planned.following.append(Following(stored.seq, jobs, entry.trace, stored.time_nanoseconds))
         return planned
 
     def _own(self, asked: _Asked, above: Above, planned: Planned, *, always: bool) -> Made:
@@ -160,10 +164,10 @@ class Decider:
             return None
         if isinstance(form, _First):
             form = forms[key] = self._form_of(asked) or (asked.rules, asked.profile)
-        return form.filled(asked.found, asked.user, asked.now) if isinstance(form, Form) else None
+        return form.filled(asked.found, asked.user, asked.at) if isinstance(form, Form) else None
 
     def _form_of(self, asked: _Asked) -> Form | None:
-        due = with_placeholders(due_of(asked.found, asked.user), asked.now)
+        due = with_placeholders(due_of(asked.found, asked.user), asked.at.now)
         inputs = self._inputs(due, asked)
         decisions = plan(inputs)
         receipt = receipt_of(due, inputs, decisions, asked.term, always=False)
@@ -173,4 +177,4 @@ class Decider:
     def _inputs(self, due: Due, asked: _Asked) -> Inputs:
         cancelled = due.transaction is not None and self._cancels is not None and self._cancels.holds(*due.transaction)
         facts = Facts(stored_at=due.stored_at, cancelled=cancelled)
-        return gathered(due.notification, facts, asked.rules, asked.profile, asked.kills, asked.now)
+        return gathered(due.notification, facts, asked.rules, asked.profile, asked.kills, asked.at.now)

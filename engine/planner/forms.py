@@ -30,6 +30,8 @@ _ID, _USER, _TRACE, _COLLAPSE_KEY, _DATA = _WORDS
 _NOWHERE: Final = b"\0"
 """In place of a time that there is not: no payload has it."""
 
+_NULL: Final = b"null"
+
 _INSTANT: Final = timedelta(microseconds=1)
 
 
@@ -39,8 +41,17 @@ class _Blank(NamedTuple):
     text: bytes
     own: Any
 
-    def filled(self, own: tuple[bytes | msgspec.Raw, ...]) -> bytes:
-        return self.text % self.own(own)  # type: ignore[no-any-return] # a getter of several items gives a tuple
+
+class Moment(NamedTuple):
+    """When notifications are decided about, and how that is written down: once for all of a round."""
+
+    now: datetime
+    text: bytes
+
+
+def moment_of(now: datetime) -> Moment:
+    """The moment of a round."""
+    return Moment(now, encode(now))
 
 
 class Form(NamedTuple):
@@ -58,28 +69,28 @@ class Form(NamedTuple):
     ttl: timedelta | None
     held: tuple[object, ...]
 
-    def filled(self, found: Found, user: str, now: datetime) -> tuple[Outgoing | None, tuple[Outgoing, ...]] | None:
+    def filled(self, found: Found, user: str, at: Moment) -> tuple[Outgoing | None, tuple[Outgoing, ...]] | None:
         """The receipt and the jobs of a notification that is decided about now; None: it has expired, unlike the others."""
-        entry, stored_at = found.entry, found.stored_at
-        expires_at = entry.expires_at
+        entry, stored_at, now = found.entry, found.stored_at, at.now
+        expires_at, trace, key = entry.expires_at, entry.trace, entry.collapse_key
         if expires_at is None and self.ttl is not None:
             expires_at = stored_at + self.ttl
         if expires_at is not None and expires_at <= now:
             return None
         own = (
-            encode(now),
+            at.text,
             encode(stored_at),
-            encode(expires_at),
+            _NULL if expires_at is None else encode(expires_at),
             encode(entry.id),
             encode(user),
-            encode(entry.trace),
-            encode(entry.collapse_key),
+            _NULL if trace is None else encode(trace),
+            _NULL if key is None else encode(key),
             entry.data,
         )
-        token = found.user_token
+        token, receipt = found.user_token, self.receipt
         return (
-            receipt_message(found.subject, self.receipt.filled(own), entry.trace) if self.receipt is not None else None,
-            tuple([Outgoing(subject + token, blank.filled(own)) for subject, blank in self.jobs]),
+            receipt_message(found.subject, receipt.text % receipt.own(own), trace) if receipt is not None else None,
+            tuple([Outgoing(subject + token, text % gaps(own)) for subject, (text, gaps) in self.jobs]),
         )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
+import msgspec
 from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
@@ -25,7 +26,7 @@ _OVERHEAD_BYTES: Final = 256
 """What a message costs beside its payload, its headers and its subject."""
 
 
-class Following(NamedTuple):
+class Following(msgspec.Struct, frozen=True, gc=False):
     """What follows from a record in JOBS. `seq`, `trace`, `stored_at` (Unix nanoseconds): the record's."""
 
     seq: int

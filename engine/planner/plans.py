@@ -24,6 +24,9 @@ INPUTS_BYTES_MAX: Final = 16 << 10
 """What a plan was decided from is stored with it, if it is no larger: a user with thousands of suppressed addresses must not make
 receipts that the stream refuses."""
 
+PLAN_BYTES_REMEMBERED: Final = 512
+"""A plan that takes more in its record is read each time: what is remembered must stay small."""
+
 _NO_RECORD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken)
 
 User = tuple[str, str]
@@ -38,14 +41,14 @@ class _Said(msgspec.Struct, gc=False):
 
 
 class _Entry(msgspec.Struct, gc=False):
-    """The part of a record that a decision needs."""
+    """The part of a record that a decision needs. `plan` is read by itself: nearly all records have one of a few."""
 
     id: EventId
     kind: str
     type: str | None = None
     category: Label | None = None
     priority: Priority = "normal"
-    plan: dict[str, _Said] = {}
+    plan: msgspec.Raw = msgspec.Raw(b"{}")
     expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     data: msgspec.Raw = msgspec.Raw(b"{}")
     collapse_key: Label | None = None
@@ -54,6 +57,7 @@ class _Entry(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Entry).decode
+_read_plan = msgspec.json.Decoder(dict[str, _Said]).decode
 encode = msgspec.json.Encoder().encode
 
 
@@ -113,12 +117,16 @@ def notifications_in(batch: Iterable[Delivered]) -> Iterator[Found]:
     for stored in batch:
         try:
             entry = _decode(stored.payload)
-            if entry.kind != "notification" or (entry.plan and all(one.when == "never" for one in entry.plan.values())):
+            if entry.kind != "notification":
                 continue
-            _, _, tenant, user = stored.subject.decode().split(".")
-            if _NUL in tenant or _NUL in user:
+            is_over, channels = _said_by(bytes(entry.plan))
+            if is_over:
                 continue
-            yield Found(stored, entry, _tenant_of(tenant), tenant, user, _requested(entry.plan))
+            subject = stored.subject.decode()
+            _, _, tenant, user = subject.split(".")
+            if _NUL in subject and (_NUL in tenant or _NUL in user):
+                continue
+            yield Found(stored, entry, _tenant_of(tenant), tenant, user, channels)
         except (*_NO_RECORD, ValueError):
             continue
 
@@ -129,7 +137,7 @@ def goes_further(found: Found, rules: TenantRules) -> bool:
     if named is None:
         rule = rules.rule_of(found.entry.type or "")
         named = tuple(rule.channels) if rule is not None else ()
-    return any(channel != INAPP for channel in named)
+    return any(map(INAPP.__ne__, named))
 
 
 def user_of(found: Found) -> User | None:
@@ -166,9 +174,19 @@ def due_of(found: Found, user: str) -> Due:
     )
 
 
-def _requested(plan: Mapping[str, _Said]) -> tuple[str, ...] | None:
-    """The channels that the event asked for. One that left the choice to the rule has the default plan: the app."""
-    return None if INAPP in plan and plan[INAPP].why == "default" else tuple(plan)
+def _said(plan: bytes) -> tuple[bool, tuple[str, ...] | None]:
+    """Whether a plan says that all is over, and the channels that the event asked for; None: it left the choice to the rule."""
+    said = _read_plan(plan)
+    is_over = bool(said) and all(one.when == "never" for one in said.values())
+    # The default plan is the app.
+    return is_over, None if INAPP in said and said[INAPP].why == "default" else tuple(said)
+
+
+_said_again = functools.lru_cache(maxsize=1024)(_said)
+
+
+def _said_by(plan: bytes) -> tuple[bool, tuple[str, ...] | None]:
+    return _said_again(plan) if len(plan) <= PLAN_BYTES_REMEMBERED else _said(plan)
 
 
 def receipt_of(
@@ -200,4 +218,5 @@ def receipt_of(
 
 def receipt_message(subject: str, payload: bytes, trace: str | None) -> Outgoing:
     """A receipt as it is stored."""
-    return Outgoing(subject, payload, trace_line(trace) if trace else b"")
+    # What is nearly always so is told at once: a trace that says of itself that it is not followed has no line.
+    return Outgoing(subject, payload, trace_line(trace) if trace and not trace.endswith("-00") else b"")

@@ -69,10 +69,6 @@ class Above(NamedTuple):
     tenants: frozenset[str] = frozenset()
     critical: frozenset[str] = frozenset()
 
-    def names(self, tenant: str) -> bool:
-        """Whether a tenant gets no more of some jobs."""
-        return tenant in self.tenants or tenant in self.critical
-
     def holds(self, tenant: str, *, critical: bool) -> bool:
         """Whether a tenant gets no more such jobs."""
         return tenant in (self.critical if critical else self.tenants)

@@ -259,7 +259,8 @@ class PlanWorker:
         """
         try:
             found = list(notifications_in(round_))
-            planned = await patiently(self._decider.planned, found, self._term, self._doubted, seconds=math.inf)
+            doubted = self._doubted if self._doubtful > 0 else None
+            planned = await patiently(self._decider.planned, found, self._term, doubted, seconds=math.inf)
         except Exception as error:
             self._unplanned = round_
             _log.exception("records_not_planned", stream=self._marked.source)
@@ -273,7 +274,7 @@ class PlanWorker:
 
     def _doubted(self, one: Found) -> bool:
         """Whether an earlier owner may have written a plan for it."""
-        return self._doubtful > 0 and one.stored_at <= self._doubtful_until
+        return one.stored_at <= self._doubtful_until
 
     @property
     def _term(self) -> int:

@@ -50,8 +50,11 @@ LOOKS_PER_CALL: Final = 128
 
 _NOW: Final = "local clock = redis.call('TIME')\nlocal now = clock[1] * 1000 + math.floor(clock[2] / 1000)\n"
 
+# Each mark takes the body away, and none is stored while a mark stands: so where there is a body there is no mark to look for.
 _LOOK: Final = f"""{_NOW}
 local function look(key)
+  local body = redis.call('HGET', key, 'body')
+  if body then return body end
   local marked, found, ended = false, {{}}, {{}}
   local all = redis.call('HGETALL', key)
   for i = 1, #all, 2 do
@@ -61,7 +64,6 @@ local function look(key)
   end
   if #ended > 0 then redis.call('HDEL', key, unpack(ended, 1, math.min(#ended, 1000))) end
   if marked then return 'marked' end
-  if found.body then return {{found.body}} end
   if found.lease and found.lease ~= ARGV[1] and tonumber(found.lease_until) > now then return 'leased' end
   redis.call('HSET', key, 'lease', ARGV[1], 'lease_until', string.format('%d', now + ARGV[2]))
   redis.call('PEXPIRE', key, ARGV[2])
@@ -154,15 +156,16 @@ class ProfileCache:
         ]
 
         async def look_up(part: Sequence[int]) -> None:
-            keys = [_key(*users[number]) for number in part]
+            start = _keys_of(users[part[0]][0])
+            keys = [start + encode_token(users[number][1]) for number in part]
             answers = await self._asked(self._look, keys, [token, LEASE_SECONDS * 1000])
             for number, answer in zip(part, answers or (), strict=False):
                 if answer == b"yours":
                     found[number] = token
-                elif isinstance(answer, list):
+                elif answer.startswith(b"{"):  # else it is marked, or leased to somebody else
                     # One that another version of Seamark has stored is gone in ten minutes.
                     with contextlib.suppress(msgspec.DecodeError):
-                        found[number] = _decode(answer[0])
+                        found[number] = _decode(answer)
 
         if len(parts) == 1:
             await look_up(parts[0])  # mostly, and a task costs as much as looking up several users
@@ -222,6 +225,10 @@ class ProfileCache:
             await script.close()
 
 
+def _keys_of(tenant: str) -> str:
+    """What all keys of a tenant begin with. Braces: they are in one slot of a cluster, as one script sets many marks."""
+    return f"profile:{{{encode_token(tenant)}}}:"
+
+
 def _key(tenant: str, user: str) -> str:
-    """Braces: all keys of a tenant are in one slot of a cluster, as one script sets many marks."""
-    return f"profile:{{{encode_token(tenant)}}}:{encode_token(user)}"
+    return _keys_of(tenant) + encode_token(user)

@@ -60,7 +60,9 @@ def as_version_00(traceparent: bytes) -> bytes:
 
     Its first four fields mean the same, and of its flags the first alone is known (W3C Trace Context, "Versioning").
     """
-    found = None if traceparent.startswith(b"00-") else _LATER(traceparent)
+    if traceparent.startswith(b"00-"):
+        return traceparent
+    found = _LATER(traceparent)
     return traceparent if found is None else b"00%b%02x" % (found[1], int(found[2], 16) & TraceFlags.SAMPLED)
 
 

@@ -36,6 +36,10 @@ BAD_HANDSHAKE: Final = Kind(400, "bad_handshake")
 _ACK: Final = b'{"op":"ack",'
 """How an ack begins as every SDK writes it. Written otherwise it is the same frame, and goes through the queue."""
 
+# Asked for with each frame: looked up in their class they cost Python 3.11 a tenth of a microsecond.
+_TEXT: Final = WSMsgType.TEXT
+_PONG: Final = WSMsgType.PONG
+
 _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
 
@@ -73,10 +77,11 @@ class _Inbox(WebSocketDataQueue):
         session = self.session
         if self._waiting and session is not None:
             try:
-                if data.type is WSMsgType.TEXT and data.data.startswith(_ACK):
+                kind = data.type
+                if kind is _TEXT and data.data.startswith(_ACK):
                     session.receive(data.data)
                     return
-                if data.type is WSMsgType.PONG:
+                if kind is _PONG:
                     session.heard()
                     return
             except Exception as error:

@@ -14,7 +14,7 @@ import structlog
 from engine.broker.jetstream import Broker, Subscription
 from engine.errors import BrokerError
 from gateway.join.port import LogState
-from gateway.log.message import Message, live_position
+from gateway.log.message import NO_EPOCH, Message, epoch_in, live_position
 from gateway.questions import Questions
 from gateway.stores.counts import as_of, differs, marked_stale, unread_in
 from seamark.protocol.frames import Unread, unread_frame
@@ -54,7 +54,7 @@ class Listener(Protocol):
 class UserLog:
     """One user's log as this process follows it: the subscription, and the sessions that share it."""
 
-    __slots__ = ("_as_of", "_confirmed", "_unread", "key", "listeners", "subject", "subscription", "user")
+    __slots__ = ("_as_of", "_confirmed", "_epoch", "_unread", "key", "listeners", "subject", "subscription", "user")
 
     def __init__(self, partition: int, tenant: str, user: str) -> None:
         self.key = (tenant, user)
@@ -64,6 +64,7 @@ class UserLog:
         self._unread = b""  # the last frame of that kind
         self._as_of = -1
         self._confirmed = False
+        self._epoch = NO_EPOCH  # as the last copy named it
         self.subscription: Subscription | None = None
 
     def join(self, listener: Listener) -> None:
@@ -93,8 +94,8 @@ class UserLog:
             listener.joined()
 
     def on_copy(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        """A message on the live subject; called from the read loop of the connection."""
-        seq, prev, epoch = live_position(headers)
+        """A message on the live subject; called where the connection is read."""
+        seq, prev = live_position(headers)
         if seq < 0:
             if payload.startswith(b'{"op":"unread"'):
                 self.count(payload)
@@ -105,6 +106,10 @@ class UserLog:
                 for listener in self.listeners:
                     listener.rehydrate()
             return
+        start, epoch = self._epoch
+        if not headers.startswith(start):
+            self._epoch = epoch_in(headers)
+            epoch = self._epoch.text
         message = Message(seq, payload, headers)
         for listener in self.listeners:
             listener.live(seq, prev, message, epoch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from engine.broker.jetstream import Stored
 from seamark.protocol.frames import record_frame, skip_frame
@@ -15,6 +17,10 @@ _SKIP_AFTER: Final = f"\r\n{SKIP_AFTER_HEADER}:".encode()
 _SKIPS: Final = b"\r\nSeamark-Skip"
 _SEQUENCE: Final = b"\r\nNats-Sequence:"
 _LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
+_POSITION: Final = re.compile(
+    rb"\r\nNats-Sequence: ([0-9]++)\r\nNats-Time-Stamp: [^\r]++\r\nNats-Last-Sequence: ([0-9]++)\r\n\r\n"
+).match
+"""The end of the headers of a republished copy, as the server writes it."""
 
 
 class Message:
@@ -27,16 +33,16 @@ class Message:
     __slots__ = ("_epoch", "_frame", "_prev", "body", "headers", "seq", "skip", "time")
 
     def __init__(self, seq: int, body: bytes, headers: bytes, time: str = "") -> None:
-        if body[:1] != b"{" or body[-1:] != b"}":
+        is_object = body[:1] == b"{" and body[-1:] == b"}"
+        if not is_object:
             body = body.strip()
+            is_object = body[:1] == b"{" and body[-1:] == b"}"
         self.seq = seq
         self.body = body
         self.headers = headers
         self.time = time
-        self.skip = (
-            # One search finds both headers; nearly all records have neither.
-            (_SKIPS in headers and _is_skipped(headers)) or body[:1] != b"{" or body[-1:] != b"}"
-        )
+        # One search finds both headers; nearly all records have neither. By `find`: `in` takes twice as long.
+        self.skip = (headers.find(_SKIPS) >= 0 and _is_skipped(headers)) or not is_object
         self._frame = b""
         self._prev = -1
         self._epoch = b""
@@ -76,13 +82,41 @@ def number(headers: bytes, line: bytes) -> int:
         return -1
 
 
-def live_position(headers: bytes) -> tuple[int, int, str]:
-    """`(seq, prev, epoch)` of a republished copy: `epoch` empty where it has none, `seq` -1 where the message is no copy."""
+def live_position(headers: bytes) -> tuple[int, int]:
+    """`(seq, prev)` of a republished copy: `seq` -1 where the message is none."""
+    start = headers.rfind(_SEQUENCE)
+    if start < 0:
+        return -1, -1
+    found = _POSITION(headers, start)
+    if found is not None:
+        return int(found[1]), int(found[2])
     seq = number(headers, _SEQUENCE)
-    if seq < 0:
-        return -1, -1, ""
-    start, epoch = headers.find(_EPOCH), ""
-    if start >= 0:
-        start += len(_EPOCH)
-        epoch = headers[start : headers.index(b"\r\n", start)].decode("ascii", "replace").strip()
-    return seq, number(headers, _LAST_SEQUENCE), epoch
+    return (seq, number(headers, _LAST_SEQUENCE)) if seq >= 0 else (-1, -1)
+
+
+class SaidEpoch(NamedTuple):
+    """What a copy says of the incarnation of its log, in `text`; empty where it says nothing.
+
+    `start`: what headers begin with that say the same. Whoever has this need not look into them.
+    """
+
+    start: bytes
+    text: str
+
+
+NO_EPOCH: Final = SaidEpoch(b"\0", "")
+
+
+def epoch_in(headers: bytes) -> SaidEpoch:
+    """The incarnation of its log that a copy names."""
+    start = headers.find(_EPOCH)
+    if start < 0:
+        return NO_EPOCH
+    start += len(_EPOCH)
+    return _said(headers[start : headers.index(b"\r\n", start)])
+
+
+@functools.lru_cache(maxsize=256)
+def _said(value: bytes) -> SaidEpoch:
+    """One for all users of a log."""
+    return SaidEpoch(b"NATS/1.0%b%b\r\n" % (_EPOCH, value), value.decode("ascii", "replace").strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 from gateway.limits import DEVICE_BYTES, READ_IDS
@@ -43,6 +44,10 @@ def check_read(frame: Read) -> None:
 # --- RFC 6455 -------------------------------------------------------------------------------------------------------
 
 _TEXT: Final = 0x81
+_TEXT_16: Final = 0x817E
+"""The first two bytes of a text frame whose size follows in 16 bits."""
+
+_pack_16: Final = struct.Struct(">HH").pack
 _CLOSE: Final = 0x88
 _PING: Final = 0x89
 _PONG: Final = 0x8A
@@ -53,7 +58,7 @@ def text_header(size: int) -> bytes:
     if size < 126:
         return bytes((_TEXT, size))
     if size < 65_536:
-        return bytes((_TEXT, 126, size >> 8, size & 0xFF))
+        return _pack_16(_TEXT_16, size)
     return b"\x81\x7f" + size.to_bytes(8, "big")
 
 

@@ -72,30 +72,26 @@ class Tally:
     ) -> list[Outgoing]:
         """The receipts due now; the ranges count as told. `traces`: where they belong to deliveries that are followed."""
         self.noted = False
-        due: list[Receipt] = []
-
-        def tell(state: str, at: float, after: int, up_to: int, sent_at: datetime | None = None) -> None:
-            trace = traces.newest(after, up_to) if traces is not None and traces.sent else None
-            due.append(
-                Receipt(user, INAPP, state, _moment(at), device, None, epoch, after, up_to, sent_at, trace=trace)
-            )
-
+        due: list[tuple[str, float, int, int, datetime | None]] = []
         if self.acked > self.acked_told:
             # Something newer may have been sent since; what was acknowledged was sent before it was.
             untold = self.acked > self.sent_told and self.sent_at
             sent_at = _moment(min(self.sent_at, self.acked_at)) if untold else None
-            tell("acknowledged", self.acked_at, self.acked_told, self.acked, sent_at)
+            due.append(("acknowledged", self.acked_at, self.acked_told, self.acked, sent_at))
             self.acked_told = self.acked
             self.sent_told = max(self.sent_told, self.acked)
         if self.sent > self.sent_told:
-            tell("sent", self.sent_at, self.sent_told, self.sent)
+            due.append(("sent", self.sent_at, self.sent_told, self.sent, None))
             self.sent_told = self.sent
         if not due:
             return []
         subject = receipt_subject(partition, tenant, user)
-        return [
-            Outgoing(subject, _encode(receipt), trace_line(receipt.trace) if receipt.trace else b"") for receipt in due
-        ]
+        receipts: list[Outgoing] = []
+        for state, at, after, up_to, sent_at in due:
+            trace = traces.newest(after, up_to) if traces is not None and traces.sent else None
+            receipt = Receipt(user, INAPP, state, _moment(at), device, None, epoch, after, up_to, sent_at, trace=trace)
+            receipts.append(Outgoing(subject, _encode(receipt), trace_line(trace) if trace else b""))
+        return receipts
 
 
 def _moment(seconds: float) -> datetime:

@@ -114,6 +114,9 @@ class Session:
                     self._greeted = True
                     return self._hello(frame)
                 raise BadFrame("the first frame must be `hello`")
+            if type(frame) is Ack:  # nearly all are
+                self._ack(frame, self._follower)
+                return None
             return self._handle(frame, self._follower)
         except UnknownOp as error:
             self._refuse("unknown_op", str(error), error.id)
@@ -172,8 +175,6 @@ class Session:
 
     def _handle(self, frame: ClientFrame, follower: Follower) -> Coroutine[Any, Any, None] | None:
         match frame:
-            case Ack():
-                self._ack(frame, follower)
             case Ping():
                 follower.pong()
             case Read():

@@ -22,11 +22,11 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+", re.ASCII)
 _TYPE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
 _STORED_EVENT = re.compile(
-    rf"(?:ev|bk)\.([0-9]+)\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}})\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}})"
-    rf"\.(?=.{{1,{EVENT_TYPE_BYTES_MAX}}}$)([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)",
+    rf"(?:ev|bk)\.([0-9]+)\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}}+)\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}}+)"
+    r"\.([A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+)",
     re.ASCII,
 )
-"""A stored event whose tokens are plain text, in one look: nearly all are."""
+"""A stored event whose tokens are plain text, in one look: nearly all are. How long its type is has to be looked at besides."""
 _STORED_PREFIXES: Final = {"events": "ev", "bulk": "bk"}
 """What stored events' subjects begin with, by the first word of the subject they were published on."""
 _ESCAPE = re.compile(rb"=([0-9A-F]{2})")
@@ -217,7 +217,8 @@ def parse_stored_event(subject: str) -> EventSubject:
     plain = _STORED_EVENT.fullmatch(subject)
     if plain is not None:
         partition, tenant, key, type = plain.groups()
-        return EventSubject(int(partition), tenant, key, type, tenant, key)
+        if len(type) <= EVENT_TYPE_BYTES_MAX:
+            return EventSubject(int(partition), tenant, key, type, tenant, key)
     parts = subject.split(".", 4)
     if len(parts) != 5 or parts[0] not in _STORED_PREFIXES.values() or not parts[1].isdecimal():
         raise InvalidToken(f"not a stored event's subject: {subject[:300]!r}")

@@ -70,6 +70,19 @@ async def test_the_parser_of_a_connected_client_is_ours_and_so_is_its_socket(nat
         assert broker.nc.max_payload == nats_server.max_payload_bytes, REMEDY
 
 
+async def test_messages_are_handled_where_they_arrive_also_after_a_reconnect(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as broker:
+        tasks: list[Any] = []
+        broker.subscribe("a", lambda *_: tasks.append(asyncio.current_task()))
+        for number in (1, 2):
+            await broker.flush()
+            broker.publish("a", b"x")
+            await eventually(lambda number=number: len(tasks) == number)
+            # In the read loop there would be one: the stream reader has moved what tells that it waits.
+            assert tasks[-1] is None, REMEDY
+            await reconnect(broker, nats.errors.StaleConnectionError())
+
+
 async def test_a_ping_of_ours_is_answered_in_the_order_of_pings(nats_server: NatsServer) -> None:
     async with connected(nats_server.url) as broker:
         await asyncio.gather(broker.flush(), broker.nc.flush(), broker.flush(), broker.nc.flush())

@@ -12,7 +12,8 @@ from engine.broker.jetstream import Outgoing
 from engine.buckets import Buckets
 from gateway.carriers.poll import PollOutlet
 from gateway.limits import ROOM_BYTES, WRITE_HIGH_BYTES, WRITE_LOW_BYTES
-from gateway.log.message import Message, live_position
+from gateway.log.live import UserLog
+from gateway.log.message import Message, epoch_in, live_position
 from gateway.session import frames
 from gateway.session.outlet import EventStreamOutlet, Flusher, WebSocketOutlet
 from gateway.session.receipts import Receipts, Tally
@@ -67,22 +68,45 @@ HEADERS = (
 )
 
 
-def test_a_live_copy_tells_its_sequence_the_one_before_and_the_log_it_was_written_for() -> None:
-    assert live_position(HEADERS) == (17, 12, "")
-    assert live_position(HEADERS.replace(b" 12", b" 0")) == (17, 0, "")
-    for line in (epoch_line("q2o54586"), b"Seamark-Epoch: q2o54586\r\n"):  # as batches and as single appends have it
-        assert live_position(HEADERS.replace(b"\r\n", b"\r\n" + line, 1)) == (17, 12, "q2o54586")
-    assert live_position(b"") == (-1, -1, "")
-    assert live_position(b"NATS/1.0\r\nNats-Last-Sequence: 12\r\n\r\n") == (-1, -1, "")
+def test_a_live_copy_tells_its_sequence_and_the_one_before() -> None:
+    assert live_position(HEADERS) == (17, 12)
+    assert live_position(HEADERS.replace(b" 12", b" 0")) == (17, 0)
+    assert live_position(b"") == (-1, -1)
+    assert live_position(b"NATS/1.0\r\nNats-Last-Sequence: 12\r\n\r\n") == (-1, -1)
     # Whoever writes a record may write such lines, too; the server's own are the last.
     forged = b"NATS/1.0\r\nNats-Sequence: 3\r\nNats-Last-Sequence: 2"
-    assert live_position(forged + HEADERS.removeprefix(b"NATS/1.0")) == (17, 12, "")
+    assert live_position(forged + HEADERS.removeprefix(b"NATS/1.0")) == (17, 12)
+    # A server that writes them in another order, or more of them, says the same.
+    stamp, more = b"Nats-Time-Stamp: x\r\n", b"Nats-Last-Sequence: 12\r\n"
+    assert live_position(HEADERS.replace(stamp + more, more + stamp)) == (17, 12)
+    assert live_position(HEADERS.replace(more, more + b"Nats-More: 1\r\n")) == (17, 12)
+
+
+class Heard(list[tuple[int, int, str]]):
+    """Takes note of live copies."""
+
+    def live(self, seq: int, prev: int, message: Message, epoch: str) -> None:
+        self.append((seq, prev, epoch))
+
+
+def test_each_live_copy_is_passed_on_with_the_log_it_was_written_for() -> None:
+    log, heard = UserLog(1, "a", "b"), Heard()
+    log.listeners = [heard]  # type: ignore[list-item] # of a listener it has what copies need
+    first, last = HEADERS.split(b"\r\n", 1)
+    # As batches and as single appends have it, as other lines come before it, and as it is missing.
+    lines = [b"", epoch_line("q2o54586"), epoch_line("q2o54586"), b"Seamark-Epoch: q2o54586\r\n", epoch_line("a1"), b""]
+    lines += [b"A: b\r\n" + epoch_line("c2") + epoch_line("d3"), epoch_line("c2"), epoch_line("c22"), b"A: b\r\n"]
+    for line in lines:
+        log.on_copy(b"", b"", first + b"\r\n" + line + last, b"{}")
+    epochs = ["", "q2o54586", "q2o54586", "q2o54586", "a1", "", "c2", "c2", "c22", ""]
+    assert heard == [(17, 12, epoch) for epoch in epochs]
+    assert [epoch_in(first + b"\r\n" + line + last).text for line in lines] == epochs
 
 
 def test_the_last_of_several_sequences_in_the_headers_counts_as_it_is_the_servers() -> None:
     copied = b"NATS/1.0\r\nNats-Sequence: 4\r\nNats-Last-Sequence: 3\r\n" + HEADERS.removeprefix(b"NATS/1.0\r\n")
-    assert live_position(copied) == (17, 12, "")
-    assert live_position(b"NATS/1.0\r\nNats-Sequence: nonsense\r\n\r\n") == (-1, -1, "")
+    assert live_position(copied) == (17, 12)
+    assert live_position(b"NATS/1.0\r\nNats-Sequence: nonsense\r\n\r\n") == (-1, -1)
 
 
 def test_the_frame_of_a_record_is_built_once_for_all_who_hold_the_same_cursor() -> None:

@@ -5,7 +5,6 @@ SEAMARK_WORLDS=10000 runs so many.
 
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from engine.partition.reader import Delivered
 from engine.plan.decisions import Inputs
 from engine.planner import deciding, plans, worker
 from engine.planner.deciding import Decider, Planned
-from engine.planner.forms import Form
+from engine.planner.forms import Form, Moment, moment_of
 from engine.planner.jobs import Following
 from engine.planner.plans import Found
 from engine.planner.worker import PlanWorker
@@ -129,8 +128,8 @@ def at_last(self: Decider, *args: Any, **said: Any) -> Inputs:
     return replace(inputs_of(self, *args, **said), now=worker.datetime.now(None))  # type: ignore[arg-type]
 
 
-def filled_at_last(self: Form, found: Found, user: str, _: datetime) -> Any:
-    return filled(self, found, user, worker.datetime.now(None))  # type: ignore[arg-type]
+def filled_at_last(self: Form, found: Found, user: str, _: Moment) -> Any:
+    return filled(self, found, user, moment_of(worker.datetime.now(None)))  # type: ignore[arg-type]
 
 
 async def none(self: SimWitnesses, _: int) -> None:

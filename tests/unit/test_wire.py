@@ -61,6 +61,14 @@ def feed(parser: Any, chunks: list[bytes]) -> None:
         run(parser.parse(chunk))
 
 
+def feed_at_once(parser: HotParser, chunks: list[bytes]) -> None:
+    """As a connection does whose read loop has nothing to read."""
+    for chunk in chunks:
+        rest = parser.take(chunk)
+        if rest:
+            run(parser.parse(rest))
+
+
 HEADERS = b"NATS/1.0\r\nNats-Sequence: 17\r\nNats-Last-Sequence: 9\r\n\r\n"
 STATUS = b"NATS/1.0 404 Message Not Found\r\n\r\n"
 RECORDED = b"".join([
@@ -96,10 +104,24 @@ def test_the_recorded_stream_gives_what_nats_py_makes_of_it() -> None:
 
 def test_a_stream_cut_anywhere_gives_the_same_messages() -> None:
     expected = whole()
-    for cut in range(len(RECORDED) + 1):
-        recorder = Recorder()
-        feed(hot_parser(recorder, 1), [RECORDED[:cut], RECORDED[cut:]])
-        assert recorder.seen == expected, cut
+    for feed_it in (feed, feed_at_once):
+        for cut in range(len(RECORDED) + 1):
+            recorder = Recorder()
+            feed_it(hot_parser(recorder, 1), [RECORDED[:cut], RECORDED[cut:]])
+            assert recorder.seen == expected, cut
+
+
+def test_what_has_handlers_is_taken_at_once_and_the_rest_given_back_from_its_beginning() -> None:
+    recorder = Recorder()
+    parser = hot_parser(recorder, 1)
+    hot, cold, half = b"MSG a 1 1\r\nx\r\n", b"MSG a 2 1\r\ny\r\n", b"MSG a 1 5\r\nhel"
+    assert parser.take(hot * 2) == b""
+    assert parser.take(half) == b""
+    assert parser.take(b"lo\r\n" + hot + cold + hot) == cold + hot
+    assert parser.take(hot + b"PING\r\n" + hot) == b"PING\r\n" + hot
+    assert parser.take(hot + b"MSG a 1 five\r\n") == b"MSG a 1 five\r\n"
+    assert parser.take(hot) == b""
+    assert [seen[5] for seen in recorder.seen] == [b"x", b"x", b"hello", b"x", b"x", b"x", b"x"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
@@ -135,10 +157,11 @@ CONTROL = st.sampled_from([b"PING\r\n", b"PONG\r\n", b"+OK\r\n", b'INFO {"ldm":t
 def test_any_stream_gives_what_nats_py_makes_of_it(stream: bytes, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    ours, theirs = Recorder(), Recorder()
+    ours, at_once, theirs = Recorder(), Recorder(), Recorder()
     feed(hot_parser(ours, 1, 2), chunks)
+    feed_at_once(hot_parser(at_once, 1, 2), chunks)
     feed(Parser(theirs), chunks)
-    assert ours.seen == theirs.seen
+    assert ours.seen == at_once.seen == theirs.seen
 
 
 def test_a_header_block_of_64_kib_and_a_payload_of_2_mib_come_whole_from_small_reads() -> None:
@@ -220,11 +243,17 @@ LINES = st.lists(WORDS | st.binary(max_size=6), max_size=7).map(b" ".join)
 @settings(max_examples=400)
 @given(st.lists(LINES | messages() | st.binary(max_size=30), max_size=6).map(b"\r\n".join), st.integers(1, 50))
 def test_arbitrary_bytes_give_a_protocol_error_at_worst(stream: bytes, size: int) -> None:
-    parser = hot_parser(Recorder(), 1)
-    # run() fails if the parser were to wait.
-    with contextlib.suppress(nats.errors.ProtocolError):
-        feed(parser, [stream[i : i + size] for i in range(0, len(stream), size)])
-    assert sum(map(len, parser._chunks)) <= len(stream)
+    outcomes = []
+    for feed_it in (feed, feed_at_once):
+        recorder, failed = Recorder(), True
+        parser = hot_parser(recorder, 1)
+        # run() fails if the parser were to wait.
+        with contextlib.suppress(nats.errors.ProtocolError):
+            feed_it(parser, [stream[i : i + size] for i in range(0, len(stream), size)])
+            failed = False
+        assert sum(map(len, parser._chunks)) <= len(stream)
+        outcomes.append((recorder.seen, failed))
+    assert outcomes[0] == outcomes[1]
 
 
 @settings(max_examples=400)
