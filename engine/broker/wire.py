@@ -220,20 +220,29 @@ def line_of(name: bytes) -> bytes:
 def value_of(headers: bytes, line: bytes) -> bytes | None:
     """As `header`, for who asks of every message: the name is given as `line_of` has made it, once."""
     start = headers.find(line)
-    if start < 0:
-        return None
-    start += len(line)
-    return headers[start : headers.index(_CRLF, start)].strip()
+    return None if start < 0 else _rest_of_line(headers, start + len(line))
+
+
+def _rest_of_line(headers: bytes, start: int) -> bytes:
+    """A publisher may leave out the end of the last line, and the server passes that on."""
+    end = headers.find(_CRLF, start)
+    return (headers[start:] if end < 0 else headers[start:end]).strip()
 
 
 def last_header(headers: bytes, name: bytes) -> bytes | None:
     """The last value of `name`, or None: the server adds its own behind those of the publisher, who may have forged one."""
     line = line_of(name)
     start = headers.rfind(line)
-    if start < 0:
-        return None
-    start += len(line)
-    return headers[start : headers.index(_CRLF, start)].strip()
+    return None if start < 0 else _rest_of_line(headers, start + len(line))
+
+
+def added_at_the_end(headers: bytes, name: bytes) -> bytes | None:
+    """The value of a header that the server has added behind all others, or None.
+
+    Where a publisher has left out the end of its own last line, the server's first one begins within that line.
+    """
+    start = headers.rfind(b"%b:" % name)
+    return None if start < 0 else _rest_of_line(headers, start + len(name) + 1)
 
 
 def status(headers: bytes) -> int:

@@ -295,7 +295,7 @@ class PartitionReader:
 
     def _on_new_pin(self, headers: bytes) -> None:
         """The broker chose this reader anew: whatever it read under an older pin is void."""
-        pin = wire.last_header(headers, b"Nats-Pin-Id")
+        pin = wire.added_at_the_end(headers, b"Nats-Pin-Id")
         if pin is None or self.phase is Phase.STOPPED:
             return
         self._pin, self.phase, self._doubt = pin, Phase.TAKING_OVER, False

@@ -102,6 +102,25 @@ async def test_invalid_events_become_dead_letters_with_the_reason_and_do_not_sto
     assert {letter.payload for letter in dead} >= set(bodies.values())
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [b"NATS/1.0\r\ntraceparent:", b"NATS/1.0\r\ntraceparent:\r\n", b"NATS/1.0", b"\r\n\r\n", b"x", b"X-Nats-Pin-Id:"],
+)
+async def test_an_event_whose_headers_have_no_end_waits_for_no_other(
+    nats_server: NatsServer, valkey: Valkey, lines: bytes
+) -> None:
+    """The server stores whatever bytes a publisher calls headers, and puts its own behind them."""
+    event = b'{"id":"e1","to":["alice"],"data":{}}'
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        # It is the first that a reader is handed out: by its headers the reader learns that it was chosen.
+        words = b"HPUB events.default.k.demo.hello %d %d" % (len(lines), len(lines) + len(event))
+        broker.write(b"%b\r\n%b%b\r\n" % (words, lines, event))
+        await broker.flush()
+        async with dispatching(nats_server.url, valkey.url):
+            await eventually(lambda: at_least(broker, 1), seconds=15)
+
+
 async def test_trace_context_travels_from_the_event_to_the_record(nats_server: NatsServer, valkey: Valkey) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     async with connected(nats_server.url) as broker:
