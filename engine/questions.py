@@ -95,7 +95,8 @@ class Questions(Generic[Question, Answer]):
         except asyncio.CancelledError:
             if waiter.cancelled() and self._request is not None and not any(map(_wanted, self._wave)):
                 request, self._request = self._request, None
-                request.reschedule(0)
+                if not request.expired():  # else its deadline has just ended it, and it cannot be moved any more
+                    request.reschedule(0)
             raise
 
     async def close(self) -> None:

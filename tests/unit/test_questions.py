@@ -139,6 +139,19 @@ async def test_a_request_goes_on_while_anybody_waits_for_it_and_is_given_up_with
     assert await last == 4
 
 
+async def test_who_gives_up_at_the_very_moment_of_the_deadline_is_cancelled_and_nothing_else() -> None:
+    async def ask(questions: list[int]) -> list[int]:
+        await asyncio.sleep(10)
+        return questions
+
+    for _ in range(20):
+        questions = Questions("slow", ask, seconds=0.02)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await questions.answer(1)
+        await questions.close()
+
+
 async def test_questions_of_a_few_turns_of_the_loop_after_a_request_share_the_next() -> None:
     server, answers = Server(), list[int | None]()
     server.let.set()
