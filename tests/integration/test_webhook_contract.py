@@ -191,7 +191,7 @@ async def test_while_a_secret_is_replaced_both_are_good_and_afterwards_one(recei
     assert (await post(channel, endpoint(receiver, new, SECRET))).kind == "ok"
     assert (await post(channel, endpoint(receiver, new))).kind == "ok"
     assert (await post(channel, endpoint(receiver, SECRET))).code == "401"
-    assert receiver.refused == ["none of the signatures is by our secret"]
+    assert receiver.refused == ["none of the signatures is by the one secret that this receiver knows"]
 
 
 async def test_an_attempt_has_a_time_of_its_own(receiver, authority) -> None:

@@ -74,4 +74,4 @@ class WebhookReceiver(HttpSimulator):
         key = base64.b64decode(self.secret.removeprefix("whsec_"))
         right = base64.b64encode(hmac.new(key, f"{id}.{stamp}.".encode() + body, hashlib.sha256).digest()).decode()
         good = any(hmac.compare_digest(given, f"v1,{right}") for given in signatures.split(" "))
-        return "" if good else "none of the signatures is by our secret"
+        return "" if good else "none of the signatures is by the one secret that this receiver knows"
