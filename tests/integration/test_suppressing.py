@@ -7,12 +7,16 @@ import pytest
 
 from engine.channels.bounces import SOFT_BOUNCES_MAX
 from engine.channels.channel import Outcome
+from engine.channels.email.callbacks import of_postmark
+from engine.channels.email.message import ascii_address
 from engine.channels.suppressing import free_number, suppress_for
 from engine.directory.changing import Directory
 from engine.directory.suppressions import find_suppressions, lift_suppression
 from engine.directory.users import UserFields, put_user
 from engine.postgres import Pool, asking
 from engine.profiles.reader import read_profile
+from engine.worker.targets import Nowhere, Targets
+from tests.support.sending import a_job
 
 ALICE, NUMBER = "alice@example.com", "+4366412345678"
 GONE = Outcome(kind="target_invalid", provider="ses", code="5.1.1")
@@ -101,3 +105,26 @@ async def test_what_says_nothing_of_an_address_or_names_none_changes_nothing(poo
     with pytest.raises(ValueError, match="`address`"):
         await told(directory, GONE, "r2", address="nobody")
     assert await suppressed(pool) == []
+
+
+async def test_a_complaint_of_the_address_that_a_mail_went_to_suppresses_the_user_whose_domain_has_other_letters(
+    pool: Pool,
+) -> None:
+    directory, stored = Directory(pool), "alice@münchen.de"
+    async with directory.changing("acme", ["alice"]) as change:
+        user = await put_user(change, "alice", UserFields(email=stored))
+    assert user.email == stored, "as he wrote it"
+    (report,) = of_postmark(
+        "postmark", {"RecordType": "SpamComplaint", "MessageID": "m", "ID": 1, "Email": ascii_address(stored)}
+    )
+    assert report.outcome is not None
+    assert await told(directory, report.outcome, "r1", address=report.address)
+    profile = await read_profile(pool, "acme", "alice")
+    assert (profile.version > user.version, [one.reason for one in profile.suppressions]) == (True, ["complaint"])
+    assert await suppressed(pool, address=stored) == await suppressed(pool, address=report.address) != []
+    targets = Targets(pool)
+    try:
+        found = await targets.find(a_job("email", "n1", tenant="acme", user="alice"), "news", datetime.now(UTC))
+    finally:
+        await targets.close()
+    assert found == Nowhere("suppressed:complaint")
