@@ -55,7 +55,7 @@ async def suppress_for(
     report: str,
     seconds: float = CHANGE_SECONDS,
 ) -> bool:
-    """Suppress an address where that follows from an outcome; whether it does.
+    """Suppress an address where that follows from an outcome; whether it does. What is suppressed for longer already stays so.
 
     Args:
         category: of the notification.
@@ -80,7 +80,7 @@ async def suppress_for(
             before = counted
         new = suppression_of(outcome, channel, address, category=category, soft_bounces=before, now=at)
         if new is not None:
-            await put_suppressions(connection, tenant, [new])
+            await put_suppressions(connection, tenant, [new], reported=True)
         return new is not None
 
 

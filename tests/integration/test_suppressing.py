@@ -11,7 +11,7 @@ from engine.channels.email.callbacks import of_postmark
 from engine.channels.email.message import ascii_address
 from engine.channels.suppressing import free_number, suppress_for
 from engine.directory.changing import Directory
-from engine.directory.suppressions import find_suppressions, lift_suppression
+from engine.directory.suppressions import NewSuppression, find_suppressions, lift_suppression, put_suppressions
 from engine.directory.users import UserFields, put_user
 from engine.postgres import Pool, asking
 from engine.profiles.reader import read_profile
@@ -21,6 +21,9 @@ from tests.support.sending import a_job
 ALICE, NUMBER = "alice@example.com", "+4366412345678"
 GONE = Outcome(kind="target_invalid", provider="ses", code="5.1.1")
 STOP = Outcome(kind="opted_out", provider="twilio", code="STOP")
+AWAY = Outcome(kind="target_invalid", provider="ses", code="5.1.2", suppress_seconds=7 * 86400)
+COMPLAINT = Outcome(kind="opted_out", provider="ses", code="complaint")
+WISH = Outcome(kind="opted_out", provider="ses", code="unsubscribe")
 SOFT = Outcome(kind="permanent", provider="ses", code="5.2.2", soft_bounce=True)
 
 
@@ -97,6 +100,63 @@ async def test_start_lifts_a_wish_and_no_dead_number(pool: Pool) -> None:
     later = datetime.now(UTC) + timedelta(minutes=1)
     assert not await free_number(directory, "acme", NUMBER, before=later, report="s1", seconds=20)
     assert await suppressed(pool, "sms", NUMBER) == [("invalid_number", "all")]
+
+
+@pytest.mark.parametrize("end", [None, timedelta(days=30)])
+async def test_no_report_shortens_what_is_suppressed_for_longer(pool: Pool, end: timedelta | None) -> None:
+    directory, now = Directory(pool), datetime.now(UTC)
+    held = NewSuppression(
+        channel="email", address=ALICE, reason="legal_hold", source="support", expires_at=end and now + end
+    )
+    async with asking(pool, 20) as connection:
+        await put_suppressions(connection, "acme", [held])
+    for number in range(SOFT_BOUNCES_MAX):
+        await told(directory, SOFT, f"r{number}", message=f"m{number}", at=now - timedelta(days=4 - number))
+    assert await told(directory, AWAY, "r9")
+    async with asking(pool, 20) as connection:
+        (found,) = await find_suppressions(connection, "acme", {"email": ALICE})
+    assert (found.reason, found.source, found.expires_at) == (held.reason, held.source, held.expires_at)
+
+
+async def test_a_report_replaces_what_ends_sooner_and_has_ended(pool: Pool) -> None:
+    directory, now = Directory(pool), datetime.now(UTC)
+    assert await told(directory, AWAY, "r1", at=now - timedelta(days=8))
+    assert await suppressed(pool) == []
+    for number in range(SOFT_BOUNCES_MAX):
+        await told(directory, SOFT, f"s{number}", message=f"m{number}", at=now - timedelta(days=4 - number))
+    assert await suppressed(pool) == [("soft_bounces", "all")]
+    assert await told(directory, AWAY, "r2", at=now + timedelta(minutes=1))
+    assert await suppressed(pool) == [("hard_bounce", "all")]
+    assert await told(directory, GONE, "r3")
+    assert await told(directory, AWAY, "r4"), "it is suppressed"
+    async with asking(pool, 20) as connection:
+        (found,) = await find_suppressions(connection, "acme", {"email": ALICE})
+    assert (found.source, found.expires_at) == ("ses 5.1.1", None)
+
+
+async def test_a_complaint_and_an_opt_out_replace_what_lasts_as_long_and_are_not_replaced_by_a_bounce(pool: Pool) -> None:
+    directory = Directory(pool)
+    for outcome, reason in (
+        (GONE, "hard_bounce"),
+        (COMPLAINT, "complaint"),
+        (GONE, "complaint"),
+        (WISH, "opted_out"),
+        (COMPLAINT, "opted_out"),
+        (GONE, "opted_out"),
+    ):
+        assert await told(directory, outcome, f"{outcome.code} after {await suppressed(pool)}", category="")
+        assert await suppressed(pool) == [(reason, "all")]
+
+
+async def test_a_service_replaces_what_a_report_says_but_no_wish(pool: Pool) -> None:
+    directory = Directory(pool)
+    soon = datetime.now(UTC) + timedelta(days=1)
+    new = NewSuppression(channel="email", address=ALICE, reason="on_holiday", expires_at=soon)
+    for outcome, left in ((GONE, "on_holiday"), (COMPLAINT, "complaint"), (WISH, "opted_out")):
+        assert await told(directory, outcome, outcome.code, category="")
+        async with asking(pool, 20) as connection:
+            await put_suppressions(connection, "acme", [new])
+        assert await suppressed(pool) == [(left, "all")]
 
 
 async def test_what_says_nothing_of_an_address_or_names_none_changes_nothing(pool: Pool) -> None:
