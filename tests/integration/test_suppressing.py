@@ -87,18 +87,54 @@ async def test_stop_ends_all_texts_start_frees_the_number_and_the_later_one_hold
     assert await told(directory, STOP, "s1", **text)
     assert await suppressed(pool, "sms", NUMBER) == [("opted_out", "all")]
     earlier, later = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(minutes=1)
-    assert not await free_number(directory, "acme", NUMBER, before=earlier, report="late START", seconds=20)
-    assert await free_number(directory, "acme", NUMBER, before=later, report="s2", seconds=20)
+    assert not await free_number(directory, "acme", NUMBER, at=earlier, report="late START", seconds=20)
+    assert await free_number(directory, "acme", NUMBER, at=later, report="s2", seconds=20)
     assert await suppressed(pool, "sms", NUMBER) == []
     assert not await told(directory, STOP, "s1", **text)  # posted again
     assert await suppressed(pool, "sms", NUMBER) == []
+
+
+async def test_stop_and_start_that_are_heard_at_the_same_time_come_to_the_one_that_was_sent_last(pool: Pool) -> None:
+    directory, now = Directory(pool), datetime.now(UTC)
+    for number in range(10):
+        stop, start = now - timedelta(seconds=9), now - timedelta(seconds=8 if number % 2 else 10)
+        phone = f"{NUMBER[:-1]}{number}"
+        await asyncio.gather(
+            told(directory, STOP, f"stop{number}", channel="sms", address=phone, at=stop),
+            free_number(directory, "acme", phone, at=start, report=f"start{number}", seconds=20),
+        )
+        assert await suppressed(pool, "sms", phone) == ([] if number % 2 else [("opted_out", "all")])
+
+
+async def test_start_leaves_what_a_service_has_put_since_it_was_sent(pool: Pool) -> None:
+    directory, now = Directory(pool), datetime.now(UTC)
+    assert await told(directory, STOP, "s1", channel="sms", address=NUMBER, at=now - timedelta(seconds=9))
+    async with asking(pool, 20) as connection:
+        await put_suppressions(
+            connection, "acme", [NewSuppression(channel="sms", address=NUMBER, reason="opted_out", source="api")]
+        )
+    assert not await told_start(directory, "s2", now - timedelta(seconds=8))
+    assert await suppressed(pool, "sms", NUMBER) == [("opted_out", "all")]
+    assert await told_start(directory, "s3", datetime.now(UTC) + timedelta(seconds=1))
+
+
+async def test_a_stop_that_is_heard_after_a_later_one_does_not_make_that_earlier(pool: Pool) -> None:
+    directory, now = Directory(pool), datetime.now(UTC)
+    for report, seconds in (("s2", 7), ("s1", 9)):
+        await told(directory, STOP, report, channel="sms", address=NUMBER, at=now - timedelta(seconds=seconds))
+    assert not await told_start(directory, "s3", now - timedelta(seconds=8))
+    assert await suppressed(pool, "sms", NUMBER) == [("opted_out", "all")]
+
+
+async def told_start(directory: Directory, report: str, at: datetime) -> bool:
+    return await free_number(directory, "acme", NUMBER, at=at, report=report, seconds=20)
 
 
 async def test_start_lifts_a_wish_and_no_dead_number(pool: Pool) -> None:
     directory = Directory(pool)
     assert await told(directory, GONE, "r1", channel="sms", address=NUMBER)
     later = datetime.now(UTC) + timedelta(minutes=1)
-    assert not await free_number(directory, "acme", NUMBER, before=later, report="s1", seconds=20)
+    assert not await free_number(directory, "acme", NUMBER, at=later, report="s1", seconds=20)
     assert await suppressed(pool, "sms", NUMBER) == [("invalid_number", "all")]
 
 
@@ -134,7 +170,9 @@ async def test_a_report_replaces_what_ends_sooner_and_has_ended(pool: Pool) -> N
     assert (found.source, found.expires_at) == ("ses 5.1.1", None)
 
 
-async def test_a_complaint_and_an_opt_out_replace_what_lasts_as_long_and_are_not_replaced_by_a_bounce(pool: Pool) -> None:
+async def test_a_complaint_and_an_opt_out_replace_what_lasts_as_long_and_are_not_replaced_by_a_bounce(
+    pool: Pool,
+) -> None:
     directory = Directory(pool)
     for outcome, reason in (
         (GONE, "hard_bounce"),

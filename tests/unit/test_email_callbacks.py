@@ -12,7 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.channels.bounces import COMPLAINED, SOFT_BOUNCES_MAX, SOFT_SUPPRESSED, SOFT_WINDOW, may_suppress, suppression_of
+from engine.channels.bounces import (
+    COMPLAINED,
+    SOFT_BOUNCES_MAX,
+    SOFT_SUPPRESSED,
+    SOFT_WINDOW,
+    may_suppress,
+    suppression_of,
+)
 from engine.channels.channel import Outcome
 from engine.channels.email.callbacks import (
     is_authorized,

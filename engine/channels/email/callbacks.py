@@ -186,7 +186,7 @@ _COMPLAINT: Final = Outcome(kind="opted_out", code=COMPLAINED)
 _WISH: Final = Outcome(kind="opted_out", code="unsubscribe")
 
 _UNKNOWN: Final = Outcome(kind="permanent", known=False)
-"""A word that is not in the tables: it accuses nobody. Services call things bounces that are none, as answers of who is away."""
+"""A word that is not in the tables: it accuses nobody. Services call bounces what is none, as answers of who is away."""
 
 _SES: Final[Mapping[str, Outcome]] = {
     "Permanent/General": _GONE,
@@ -264,8 +264,8 @@ _POSTMARK: Final[Mapping[str, Outcome | None]] = {
     "OpenRelayTest": None,
     "InboundError": None,
 }
-"""https://postmarkapp.com/developer/api/bounce-api#bounce-types; None: it says neither that the mail has failed nor what its reader
-wants."""
+"""https://postmarkapp.com/developer/api/bounce-api#bounce-types; None: it says neither that the mail has failed nor what its
+reader wants."""
 
 
 def _diagnosed(provider: str, diagnostic: object, status: object, otherwise: Outcome, name: str) -> Outcome:

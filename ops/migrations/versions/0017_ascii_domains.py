@@ -1,4 +1,5 @@
-"""Addresses are found by the domain that mails go to, in ASCII, as reports name it: `alice@münchen.de` as `alice@xn--mnchen-3ya.de`.
+"""Addresses are found by the domain that mails go to, in ASCII, as reports name it: `alice@münchen.de` by that of
+`alice@xn--mnchen-3ya.de`.
 
 Only rows whose domain has other letters change. Of two suppressions that are one by now the stronger one stays.
 """
@@ -18,7 +19,7 @@ depends_on = None
 
 ROWS = 1000
 
-_OTHER = r"'@.*[^\x01-\x7f]'"
+_OTHER = r"@.*[^\x01-\x7f]"
 _RANKS = {"opted_out": 2, "complaint": 1}
 
 
@@ -33,9 +34,9 @@ def _users(connection: Connection) -> None:
     tenant = user = ""
     while True:
         rows = connection.exec_driver_sql(
-            f"SELECT tenant, user_id, email FROM users WHERE email ~ {_OTHER} AND (tenant, user_id) > ($1, $2)"
-            f" ORDER BY tenant, user_id LIMIT {ROWS}",
-            (tenant, user),
+            "SELECT tenant, user_id, email FROM users WHERE email ~ $1 AND (tenant, user_id) > ($2, $3)"
+            " ORDER BY tenant, user_id LIMIT $4",
+            (_OTHER, tenant, user, ROWS),
         ).all()
         for tenant, user, email in rows:
             connection.exec_driver_sql(
@@ -49,7 +50,8 @@ def _users(connection: Connection) -> None:
 def _suppressions(connection: Connection) -> None:
     rows = connection.exec_driver_sql(
         "SELECT tenant, id, address, scope, reason, expires_at FROM suppressions"
-        f" WHERE channel = 'email' AND address ~ {_OTHER} ORDER BY tenant, id FOR UPDATE"
+        " WHERE channel = 'email' AND address ~ $1 ORDER BY tenant, id FOR UPDATE",
+        (_OTHER,),
     ).all()
     for row in rows:
         address = _normalized(row.address)
