@@ -186,7 +186,7 @@ _COMPLAINT: Final = Outcome(kind="opted_out", code=COMPLAINED)
 _WISH: Final = Outcome(kind="opted_out", code="unsubscribe")
 
 _UNKNOWN: Final = Outcome(kind="permanent", known=False)
-"""A word that is not in the tables: it accuses nobody. Services call bounces what is none, as answers of who is away."""
+"""A word that is not in the tables: it accuses nobody. Services call bounces what is none, as automatic answers."""
 
 _SES: Final[Mapping[str, Outcome]] = {
     "Permanent/General": _GONE,
@@ -224,7 +224,7 @@ _FEEDBACK: Final[Mapping[str, Outcome | None]] = {
     "virus": None,
 }
 """Feedback-Type (RFC 5965, 6430, 6591; `opt-out` is of their drafts): that a mail is no spam, that it was not authenticated, or
-that a filter has found a virus in it is no complaint of a person. Many servers give none; another word is taken for a complaint."""
+that a filter has found a virus in it is no complaint of a person. Many servers give none; another is taken for a complaint."""
 
 _SENDGRID: Final[Mapping[str, Outcome]] = {"bounce": _GONE, "blocked": _REFUSED}
 

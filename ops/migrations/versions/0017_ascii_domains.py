@@ -1,5 +1,4 @@
-"""Addresses are found by the domain that mails go to, in ASCII, as reports name it: `alice@münchen.de` by that of
-`alice@xn--mnchen-3ya.de`.
+"""Addresses are found by their domain in ASCII, as mails and reports name it: `münchen.de` is `xn--mnchen-3ya.de`.
 
 Only rows whose domain has other letters change. Of two suppressions that are one by now the stronger one stays.
 """
