@@ -16,8 +16,7 @@ from engine.channels.channel import Outcome
 from engine.directory.changing import CHANGE_SECONDS, Directory
 from engine.directory.contacts import Addressed, address_hash
 from engine.directory.suppressing import changing_suppressions
-from engine.directory.suppressions import find_suppressions, lift_suppression, put_suppressions
-from engine.plan.profile import OPTED_OUT
+from engine.directory.suppressions import lift_wishes, put_suppressions
 from engine.postgres import Connection
 
 REPORTS_KEPT: Final = timedelta(days=14)
@@ -40,6 +39,16 @@ DELETE FROM soft_bounces WHERE (tenant, address_hash, message) IN (
     SELECT tenant, address_hash, message FROM soft_bounces WHERE at < now() - $1::interval ORDER BY at LIMIT $2
     FOR UPDATE SKIP LOCKED)
 """
+_WISH: Final = """
+INSERT INTO text_wishes AS there (tenant, address_hash, said_at) VALUES ($1, $2, $3)
+ON CONFLICT (tenant, address_hash) DO UPDATE SET said_at = excluded.said_at
+WHERE there.said_at < excluded.said_at OR there.said_at = excluded.said_at AND $4 RETURNING said_at
+"""
+_PURGE_WISHES: Final = """
+DELETE FROM text_wishes WHERE (tenant, address_hash) IN (
+    SELECT tenant, address_hash FROM text_wishes WHERE said_at < now() - $1::interval ORDER BY said_at LIMIT $2
+    FOR UPDATE SKIP LOCKED)
+"""
 
 
 async def suppress_for(
@@ -55,12 +64,13 @@ async def suppress_for(
     report: str,
     seconds: float = CHANGE_SECONDS,
 ) -> bool:
-    """Suppress an address where that follows from an outcome; whether it does.
+    """Suppress an address where that follows from an outcome; whether it does. What is suppressed for longer already stays so.
 
     Args:
         category: of the notification.
         message: key of its job.
-        at: when the outcome came.
+        at: when the outcome came. Of a wish to get no more texts, when it was sent: if the number has asked for texts since then,
+            nothing follows.
         report: the id of what says so: of a provider's report, or the key of a job's claim.
 
     Raises:
@@ -72,6 +82,9 @@ async def suppress_for(
     async with changing_suppressions(directory, tenant, [(channel, address)], seconds) as connection:
         if not await _is_first(connection, tenant, report):
             return False
+        wish = channel == "sms" and outcome.kind == "opted_out"
+        if wish and not await _is_last_wish(connection, tenant, address, at, stop=True):
+            return False
         before: Sequence[datetime] = ()
         if outcome.soft_bounce:
             counted = await _soft_bounces(connection, tenant, channel, address, message, at)
@@ -80,7 +93,7 @@ async def suppress_for(
             before = counted
         new = suppression_of(outcome, channel, address, category=category, soft_bounces=before, now=at)
         if new is not None:
-            await put_suppressions(connection, tenant, [new])
+            await put_suppressions(connection, tenant, [new], reported=True, said_at=at if wish else None)
         return new is not None
 
 
@@ -89,14 +102,16 @@ async def free_number(
     tenant: str,
     number: str,
     *,
-    before: datetime | None,
+    at: datetime,
     report: str,
     seconds: float = CHANGE_SECONDS,
 ) -> bool:
     """Lift the legal opt-outs of a phone number, as its owner has asked for texts again; whether there was one.
 
+    Of STOP and START that one holds which was sent last, in whatever order they come here; of two at one moment STOP.
+
     Args:
-        before: when he asked, where that is known. What was suppressed since then stays: of STOP and START the later one holds.
+        at: when he asked. What was wished since then stays.
         report: the id of his message.
 
     Raises:
@@ -105,14 +120,9 @@ async def free_number(
     async with changing_suppressions(directory, tenant, [("sms", number)], seconds) as connection:
         if not await _is_first(connection, tenant, report):
             return False
-        found = [
-            one
-            for one in await find_suppressions(connection, tenant, {"sms": number})
-            if one.reason == OPTED_OUT and (before is None or one.created_at <= before)
-        ]
-        for one in found:
-            await lift_suppression(connection, tenant, one.id)
-        return bool(found)
+        if not await _is_last_wish(connection, tenant, number, at, stop=False):
+            return False
+        return await lift_wishes(connection, tenant, "sms", number, at) > 0
 
 
 async def acted_on(connection: Connection, reports: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -130,6 +140,15 @@ async def _is_first(connection: Connection, tenant: str, report: str) -> bool:
     """Whether this report was not acted on before; afterwards it was, if the transaction commits."""
     await connection.execute(_PURGE_REPORTS, REPORTS_KEPT, PURGED_AT_ONCE)
     return await connection.fetchval(_FIRST, _name(tenant, report)) is not None
+
+
+async def _is_last_wish(connection: Connection, tenant: str, number: str, at: datetime, *, stop: bool) -> bool:
+    """Whether a number has wished nothing else since then; afterwards this is known as its last wish.
+
+    Whoever hears another wish of the number waits for this transaction.
+    """
+    await connection.execute(_PURGE_WISHES, REPORTS_KEPT, PURGED_AT_ONCE)
+    return await connection.fetchval(_WISH, tenant, address_hash("sms", number), at, stop) is not None
 
 
 async def _soft_bounces(

@@ -9,6 +9,8 @@ import hashlib
 import re
 from typing import Final, Literal
 
+import idna
+
 from engine.plan.hours import is_zone
 
 Addressed = Literal["email", "sms"]
@@ -106,12 +108,35 @@ def checked_timezone(text: str) -> str:
     return text
 
 
+def ascii_domain(domain: str) -> str:
+    """A domain in the letters that DNS and servers know (IDNA 2008): `xn--mnchen-3ya.de` for `München.de`.
+
+    Raises:
+        ValueError: there is no such domain.
+    """
+    return domain.lower() if domain.isascii() else idna.encode(domain, uts46=True).decode()
+
+
 def normalized(channel: Addressed, address: str) -> str:
-    """The one form in which addresses are compared: spaces around it and capital letters of an e-mail address make no other."""
+    """The one form in which addresses are compared.
+
+    Spaces around it and capital letters of an e-mail address make no other, nor does the alphabet that its domain is written in:
+    mails go to the domain in ASCII, and what is reported of them names that.
+    """
     text = address.strip()
-    return text.lower() if channel == "email" else text
+    return _normalized_email(text.lower()) if channel == "email" else text
+
+
+def _normalized_email(text: str) -> str:
+    local, at, domain = text.rpartition("@")
+    if not at or domain.isascii() or len(domain) > EMAIL_BYTES_MAX:
+        return text
+    try:
+        return f"{local}@{ascii_domain(domain)}"
+    except ValueError:
+        return text  # no mail can go there
 
 
 def address_hash(channel: Addressed, address: str) -> bytes:
-    """What an address is looked for by."""
+    """What an address is looked for by. Who changes its form needs a migration: hashes are stored."""
     return hashlib.sha256(f"{channel}\n{normalized(channel, address)}".encode("utf-8", "surrogatepass")).digest()

@@ -108,16 +108,22 @@ def id_of(hash: bytes, scope: str) -> bytes:
 
 
 _COLUMNS: Final = "id, channel, address, scope, reason, source, created_at, expires_at"
+_SAID_AT: Final = "coalesce(suppressions.said_at, suppressions.created_at)"
 _COUNTS: Final = "(expires_at IS NULL OR expires_at > now())"
 
-# What a person wanted stays as it is: a bounce that comes later would end by itself, or be lifted with a provider's others.
+# What a person wanted stays as it is: a bounce that comes later would end by itself, or be lifted with a provider's others. For
+# the same reason a report replaces of the rest only what ends sooner; a person or a service may decide otherwise.
 _PUT: Final = f"""
-INSERT INTO suppressions (tenant, id, address_hash, channel, address, scope, reason, source, expires_at)
-SELECT $1, * FROM unnest($2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::timestamptz[])
+INSERT INTO suppressions (tenant, id, address_hash, channel, address, scope, reason, source, expires_at, said_at)
+SELECT $1, *, $11
+FROM unnest($2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::timestamptz[])
 ON CONFLICT (tenant, id) DO UPDATE SET reason = excluded.reason, source = excluded.source,
-    expires_at = excluded.expires_at, created_at = now()
+    expires_at = excluded.expires_at, created_at = now(), said_at = CASE suppressions.reason WHEN '{profile.OPTED_OUT}'
+    THEN greatest({_SAID_AT}, coalesce(excluded.said_at, now())) ELSE excluded.said_at END
 WHERE suppressions.expires_at <= now() OR excluded.reason = '{profile.OPTED_OUT}' OR CASE suppressions.reason
-    WHEN '{profile.OPTED_OUT}' THEN false WHEN '{profile.COMPLAINT}' THEN excluded.reason = '{profile.COMPLAINT}' ELSE true END
+    WHEN '{profile.OPTED_OUT}' THEN false WHEN '{profile.COMPLAINT}' THEN excluded.reason = '{profile.COMPLAINT}'
+    ELSE NOT $10 OR excluded.reason = '{profile.COMPLAINT}'
+        OR coalesce(excluded.expires_at, 'infinity') > coalesce(suppressions.expires_at, 'infinity') END
 """
 
 _PURGE: Final = """
@@ -129,6 +135,12 @@ DELETE FROM suppressions WHERE (tenant, id) IN (
 _USERS: Final = """
 SELECT user_id FROM users WHERE tenant = $1 AND email_hash = ANY($2)
 UNION SELECT user_id FROM users WHERE tenant = $1 AND phone = ANY($3)
+"""
+
+_LIFT_WISHES: Final = f"""
+DELETE FROM suppressions
+WHERE tenant = $1 AND address_hash = $2 AND reason = '{profile.OPTED_OUT}' AND {_COUNTS} AND {_SAID_AT} <= $3
+RETURNING id
 """
 
 _PAGE: Final = f"""
@@ -167,10 +179,23 @@ async def users_of(connection: Connection, tenant: str, addresses: Iterable[tupl
     return {row["user_id"] for row in await connection.fetch(_USERS, tenant, emails, phones)}
 
 
-async def put_suppressions(connection: Connection, tenant: str, new: Sequence[NewSuppression]) -> list[str]:
+async def put_suppressions(
+    connection: Connection,
+    tenant: str,
+    new: Sequence[NewSuppression],
+    *,
+    reported: bool = False,
+    said_at: datetime | None = None,
+) -> list[str]:
     """Suppress addresses; returns the ids, in this order. What is suppressed already gets the new reason and end.
 
-    Of several about one address and scope the last one counts.
+    A legal opt-out stays all the same, and a complaint where the new reason is neither. Of several about one address and scope
+    the last one counts.
+
+    Args:
+        reported: nobody has decided this, it follows from what a provider says: what is suppressed for as long or longer stays.
+            Opt-outs and complaints replace it nevertheless.
+        said_at: when somebody wished it; None: now.
     """
     rows: dict[bytes, tuple[Any, ...]] = {}
     ids = []
@@ -182,7 +207,7 @@ async def put_suppressions(connection: Connection, tenant: str, new: Sequence[Ne
         rows[id] = (id, hash, one.channel, address, one.scope, one.reason, one.source, one.expires_at)
     # In one order for all, so that two who write the same addresses never wait for each other.
     columns = list(zip(*(rows[id] for id in sorted(rows)), strict=True)) or [()] * 8
-    await connection.execute(_PUT, tenant, *columns)
+    await connection.execute(_PUT, tenant, *columns, reported, said_at)
     await connection.execute(_PURGE, PURGED_AT_ONCE)
     return ids
 
@@ -240,6 +265,11 @@ async def lift_suppression(connection: Connection, tenant: str, id: str) -> Stor
         f"DELETE FROM suppressions WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}", tenant, bytes.fromhex(id)
     )
     return None if row is None else _stored(row)
+
+
+async def lift_wishes(connection: Connection, tenant: str, channel: Addressed, address: str, until: datetime) -> int:
+    """Delete the legal opt-outs of an address that were wished until then; how many they were."""
+    return len(await connection.fetch(_LIFT_WISHES, tenant, address_hash(channel, address), until))
 
 
 async def find_chosen(connection: Connection, tenant: str, chosen: Chosen, limit: int) -> list[StoredSuppression]:

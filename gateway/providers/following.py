@@ -100,12 +100,12 @@ async def follow_answer(context: Context, provider: str, tenants: Sequence[str],
     word, now = inbound.keyword, datetime.now(UTC)
     metrics.gateway_reports.labels(provider, word or "answered").inc()
     directory, report = directory_of(context), report_id(provider, "inbound", inbound.provider_id)
+    # Who does not say when it was sent posts it at once.
+    at = now if inbound.at is None else min(inbound.at, now)
     for tenant in tenants if word in ("stop", "start") else ():
         try:
             if word == "start":
-                await free_number(
-                    directory, tenant, inbound.number, before=inbound.at, report=report, seconds=DIRECTORY_SECONDS
-                )
+                await free_number(directory, tenant, inbound.number, at=at, report=report, seconds=DIRECTORY_SECONDS)
             else:
                 stop = Outcome(kind="opted_out", provider=provider, code="STOP")
                 await suppress_for(
@@ -116,7 +116,7 @@ async def follow_answer(context: Context, provider: str, tenants: Sequence[str],
                     stop,
                     category="",
                     message=report,
-                    at=now,
+                    at=at,
                     report=report,
                     seconds=DIRECTORY_SECONDS,
                 )

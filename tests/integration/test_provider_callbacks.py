@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import io
+import itertools
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -396,6 +397,34 @@ async def test_stop_ends_texts_of_all_tenants_of_the_account_and_start_begins_th
     assert await house.post("sns", published) == 200
     assert await house.suppressed(sms=NUMBER) == {("opted_out", "all")}
     assert await house.suppressed("other", sms=NUMBER) == set()
+
+
+@pytest.mark.parametrize(
+    "words", [("STOP", "START"), ("START", "STOP"), ("STOP", "START", "STOP"), ("START", "STOP", "START")]
+)
+async def test_of_stop_and_start_the_one_holds_that_was_sent_last_in_whatever_order_they_are_posted(
+    house: House, words: tuple[str, ...]
+) -> None:
+    for round, order in enumerate(itertools.permutations(range(len(words)))):
+        number, now = f"+43664123456{round:02}", datetime.now(UTC)
+        for place in (*order, order[0]):  # the first is posted again
+            sent = now - timedelta(seconds=30 - 3 * place)
+            text = {"originationNumber": number, "messageBody": words[place], "inboundMessageId": f"i{round}-{place}"}
+            at = sent.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            assert await house.post("sns", house.amazon.published(TEXTS, text, Timestamp=at)) == 200
+        expected = {("opted_out", "all")} if words[-1] == "STOP" else set()
+        assert await house.suppressed(sms=number) == expected, order
+
+
+async def test_what_twilio_posts_was_sent_when_it_arrives(house: House) -> None:
+    now = datetime.now(UTC)
+    early = (now - timedelta(seconds=20)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    for number, (word, late) in enumerate((("STOP", "START"), ("START", "STOP"))):
+        text = {"MessageSid": f"SM{number}", "From": NUMBER, "To": SENDER, "Body": word, "SmsStatus": "received"}
+        assert await twilio(house, text) == 200
+        posted = {"originationNumber": NUMBER, "messageBody": late, "inboundMessageId": f"late{number}"}
+        assert await house.post("sns", house.amazon.published(TEXTS, posted, Timestamp=early)) == 200
+        assert await house.suppressed(sms=NUMBER) == ({("opted_out", "all")} if word == "STOP" else set())
 
 
 async def test_no_address_or_token_is_in_a_log(house: House, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,14 @@
 """Addresses, numbers, languages and zones: what is taken, in which one form, and that a refusal repeats nothing."""
 
 import string
+from hashlib import sha256
 
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from engine.channels.email.message import BadAddress, ascii_address
 from engine.directory.contacts import address_hash, checked_email, checked_locale, checked_phone, checked_timezone
 from engine.directory.push_tokens import TokenId
 from engine.directory.suppressions import NewSuppression, Reason
@@ -203,6 +205,40 @@ def test_an_address_is_compared_without_its_capital_letters_in_every_alphabet() 
     )
     assert UserFields(email="ÅSA@x.com").email_hash == UserFields(email="åsa@X.COM").email_hash
     assert UserFields().email_hash is None
+
+
+@pytest.mark.parametrize("domain", [
+    "münchen.de", "MÜNCHEN.de", "mu\u0308nchen.de", "xn--mnchen-3ya.de", "XN--MNCHEN-3YA.DE", "münchen。de", "ｍünchen.ｄｅ",
+])  # fmt: skip
+def test_an_address_is_the_same_however_its_domain_is_written(domain: str) -> None:
+    assert address_hash("email", f"alice@{domain}") == address_hash("email", "alice@xn--mnchen-3ya.de")
+
+
+@given(st.from_regex(r"[a-zA-Zäöüßéñ日本\u0308-]{1,12}\.(de|ÖSTERREICH|рф)", fullmatch=True))
+@example("straße.de")
+def test_what_is_reported_of_the_address_that_a_mail_went_to_is_found(domain: str) -> None:
+    try:
+        stored = checked_email(f"Alice@{domain}")
+        sent_to = ascii_address(stored)
+    except (ValueError, BadAddress):
+        return
+    assert address_hash("email", sent_to) == address_hash("email", stored) == UserFields(email=stored).email_hash
+    assert NewSuppression(channel="email", address=sent_to, reason="opted_out").address == sent_to
+
+
+def test_the_hash_of_an_address_in_ascii_or_with_a_domain_that_no_mail_can_go_to_is_what_it_was() -> None:
+    for address in (
+        "alice@example.com",
+        "a+b_c@sub.example.co.uk",
+        "alice@ex_ample.com",
+        "nobody",
+        "jürgen@example.com",
+        "a@-ü-.de",
+        f"a@{'ü' * 70}.de",
+        "a@☃_x.de",
+    ):
+        assert address_hash("email", address.upper()) == sha256(f"email\n{address}".encode()).digest(), address
+    assert address_hash("email", "Mu\u0308ller@x.de") != address_hash("email", "Müller@x.de"), "no name is changed"
 
 
 @pytest.mark.parametrize("wrong", ["", "topic:news", "x" * 129, "a\0b", "\ud800"])

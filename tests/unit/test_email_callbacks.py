@@ -12,7 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.channels.bounces import SOFT_BOUNCES_MAX, SOFT_SUPPRESSED, SOFT_WINDOW, suppression_of
+from engine.channels.bounces import (
+    COMPLAINED,
+    SOFT_BOUNCES_MAX,
+    SOFT_SUPPRESSED,
+    SOFT_WINDOW,
+    may_suppress,
+    suppression_of,
+)
 from engine.channels.channel import Outcome
 from engine.channels.email.callbacks import (
     is_authorized,
@@ -65,10 +72,16 @@ def postmark(record: str, **fields: Any) -> dict[str, Any]:
     }
 
 
+def ses_complaint(feedback: str | None, **said: Any) -> dict[str, Any]:
+    said |= {} if feedback is None else {"complaintFeedbackType": feedback}
+    return ses("Complaint", complainedRecipients=[{"emailAddress": ALICE}], **said)
+
+
 HARD = ("failed", "target_invalid", False)
 SOFT = ("failed", "permanent", True)
 REFUSED = ("failed", "permanent", False)
-COMPLAINT = ("delivered", "opted_out", False)
+COMPLAINT = ("delivered", "complaint", False)
+WISH = ("delivered", "opted_out", False)
 
 
 @pytest.mark.parametrize(("notification", "expected"), [
@@ -85,7 +98,22 @@ COMPLAINT = ("delivered", "opted_out", False)
     (ses_bounce("Transient", "ContentRejected"), REFUSED),
     (ses_bounce("Undetermined", "Undetermined"), SOFT),
     (ses_bounce("Peculiar", "New"), SOFT),
-    (ses("Complaint", complainedRecipients=[{"emailAddress": ALICE}], complaintFeedbackType="abuse"), COMPLAINT),
+    (ses_bounce("Undetermined", "Undetermined", "I am away until Monday"), SOFT),
+    (ses_bounce("Permanent", "Suppressed"), HARD),
+    (ses_bounce("Permanent", "OnTenantSuppressionList"), HARD),
+    (ses_bounce("Permanent", "EmailValidationSuppressed"), REFUSED),
+    (ses_bounce("Permanent", "Brand new"), SOFT),
+    (ses_bounce("Transient", "General", status="4.4.7"), SOFT),
+    (ses_bounce("Transient", "MessageTooLarge"), REFUSED),
+    (ses_bounce("Transient", "AttachmentRejected"), REFUSED),
+    (ses_bounce("Transient", "CustomTimeoutExceeded"), REFUSED),
+    (ses_complaint("abuse"), COMPLAINT),
+    (ses_complaint("fraud"), COMPLAINT),
+    (ses_complaint("other"), COMPLAINT),
+    (ses_complaint(None), COMPLAINT),
+    (ses_complaint("Brand-New"), COMPLAINT),
+    (ses_complaint("opt-out"), WISH),
+    (ses_complaint(None, complaintSubType="OnAccountSuppressionList"), ("failed", "opted_out", False)),
     (ses("Delivery", recipients=[ALICE], smtpResponse="250 2.6.0 Message received"), ("delivered", None, None)),
 ])  # fmt: skip
 def test_what_ses_reports(notification: dict[str, Any], expected: tuple[str, str | None, bool | None]) -> None:
@@ -117,8 +145,13 @@ def test_a_server_that_bounces_in_the_name_of_somebody_else_accuses_only_its_own
     (sendgrid("dropped", reason="Unsubscribed Address"), ("failed", "opted_out", False)),
     (sendgrid("dropped", reason="Spam Reporting Address"), ("failed", "opted_out", False)),
     (sendgrid("dropped", reason="Something new"), REFUSED),
+    (sendgrid("dropped", reason="Invalid SMTPAPI header"), REFUSED),
+    (sendgrid("dropped", reason="Spam Content"), REFUSED),
+    (sendgrid("dropped", reason="Recipient List over Package Quota"), REFUSED),
+    (sendgrid("bounce", type="brand new"), REFUSED),
     (sendgrid("spamreport"), COMPLAINT),
-    (sendgrid("unsubscribe"), COMPLAINT),
+    (sendgrid("unsubscribe"), WISH),
+    (sendgrid("group_unsubscribe"), WISH),
     (sendgrid("delivered", response="250 OK"), ("delivered", None, None)),
 ])  # fmt: skip
 def test_what_sendgrid_reports(events: list[dict[str, Any]], expected: tuple[str, str | None, bool | None]) -> None:
@@ -133,11 +166,25 @@ def test_what_sendgrid_reports(events: list[dict[str, Any]], expected: tuple[str
     (postmark("Bounce", Type="BadEmailAddress"), HARD),
     (postmark("Bounce", Type="SoftBounce"), SOFT),
     (postmark("Bounce", Type="Transient", Details="smtp;452 4.2.2 mailbox full"), SOFT),
+    (postmark("Bounce", Type="Transient"), SOFT),
+    (postmark("Bounce", Type="DnsError"), SOFT),
+    (postmark("Bounce", Type="Unknown"), SOFT),
+    (postmark("Bounce", Type="ManuallyDeactivated"), HARD),
     (postmark("Bounce", Type="SpamNotification"), REFUSED),
-    (postmark("Bounce", Type="SpamComplaint"), ("failed", "opted_out", False)),
-    (postmark("Bounce", Type="BrandNew"), SOFT),
+    (postmark("Bounce", Type="VirusNotification"), REFUSED),
+    (postmark("Bounce", Type="DMARCPolicy"), REFUSED),
+    (postmark("Bounce", Type="Blocked"), REFUSED),
+    (postmark("Bounce", Type="SMTPApiError"), REFUSED),
+    (postmark("Bounce", Type="TemplateRenderingFailed"), REFUSED),
+    (postmark("Bounce", Type="Unconfirmed"), REFUSED),
+    (postmark("Bounce", Type="SpamComplaint"), COMPLAINT),
+    (postmark("Bounce", Type="Unsubscribe", Details="550 5.1.1 was said of another"), WISH),
+    (postmark("Bounce", Type="BrandNew"), REFUSED),
+    (postmark("Bounce", Type="BrandNew", Details="smtp;550 5.1.1 user unknown"), HARD),
     (postmark("SpamComplaint"), COMPLAINT),
-    (postmark("SubscriptionChange", Recipient=ALICE, SuppressSending=True, SuppressionReason="ManualSuppression"), COMPLAINT),
+    (postmark("SubscriptionChange", Recipient=ALICE, SuppressSending=True, SuppressionReason="ManualSuppression"), WISH),
+    (postmark("SubscriptionChange", Recipient=ALICE, SuppressSending=True, SuppressionReason="ManualSuppression",
+        Origin="Recipient"), WISH),
     (postmark("Delivery", Recipient=ALICE, DeliveredAt="2026-11-29T12:00:00Z"), ("delivered", None, None)),
 ])  # fmt: skip
 def test_what_postmark_reports(said: dict[str, Any], expected: tuple[str, str | None, bool | None]) -> None:
@@ -149,18 +196,52 @@ def assert_says(report: Report, expected: tuple[str, str | None, bool | None], p
     state, kind, soft = expected
     outcome = report.outcome
     assert (report.provider_id, report.address, report.state) == (provider_id, ALICE, state)
-    assert (outcome and outcome.kind, outcome and outcome.soft_bounce) == (kind, soft)
+    complains = kind == "complaint"
+    assert (outcome and outcome.kind, outcome and outcome.soft_bounce) == ("opted_out" if complains else kind, soft)
+    assert state == "failed" or (outcome is not None and outcome.code == COMPLAINED) == complains
     assert outcome is None or (outcome.provider and outcome.code)
     assert report.at.year == 2026
     assert ALICE not in repr(report)
 
 
 @pytest.mark.parametrize("events", [sendgrid("processed"), sendgrid("deferred", response="450"), sendgrid("open"),
-    sendgrid("click"), [], {}, None, [None, 1, "x"],
+    sendgrid("click"), sendgrid("group_resubscribe"), sendgrid("account_status_change"), [], {}, None, [None, 1, "x"],
                                     [{"event": "bounce"}], sendgrid("bounce", sg_message_id=None), sendgrid("bounce",
                                         email=7)])  # fmt: skip
 def test_what_ends_nothing_or_names_nobody_is_no_report(events: object) -> None:
     assert of_sendgrid("sendgrid", events) == []
+
+
+@pytest.mark.parametrize("feedback", ["not-spam", "Not-Spam", "auth-failure", "virus"])
+def test_what_a_filter_finds_and_that_a_mail_is_no_spam_are_no_complaints(feedback: str) -> None:
+    assert of_ses("ses", ses_complaint(feedback)) == []
+
+
+def test_the_answer_of_somebody_who_is_away_is_no_bounce() -> None:
+    assert of_ses("ses", ses_bounce("Transient", "General")) == []
+    assert of_postmark("postmark", postmark("Bounce", Type="AutoResponder", Details="Away, call 555 1234")) == []
+
+
+@pytest.mark.parametrize("said", [
+    *(postmark("Bounce", Type=type) for type in (
+        "AutoResponder", "AddressChange", "ChallengeVerification", "Subscribe", "OpenRelayTest", "InboundError")),
+    *(postmark("SubscriptionChange", SuppressSending=True, SuppressionReason="ManualSuppression", Origin=origin)
+        for origin in ("Customer", "Admin")),
+    postmark("SubscriptionChange", SuppressSending=True, SuppressionReason="HardBounce", Origin="Recipient"),
+    postmark("SubscriptionChange", SuppressSending=False, SuppressionReason="ManualSuppression"),
+    postmark("Open"), postmark("Click"), postmark("Inbound"),
+])  # fmt: skip
+def test_what_postmark_tells_that_is_no_failure_and_no_wish_is_no_report(said: dict[str, Any]) -> None:
+    assert of_postmark("postmark", said) == []
+
+
+def test_a_word_that_no_table_has_is_shown_to_somebody_and_suppresses_nobody() -> None:
+    reports = (
+        *of_postmark("p", postmark("Bounce", Type="BrandNew")),
+        *of_sendgrid("s", sendgrid("bounce", type="brand new")),
+        *of_sendgrid("s", sendgrid("dropped", reason="Something new")),
+    )
+    assert [(one.outcome.known, may_suppress(one.outcome)) for one in reports if one.outcome] == [(False, False)] * 3
 
 
 def test_a_report_that_comes_twice_has_the_same_id_and_two_have_two() -> None:
@@ -171,9 +252,12 @@ def test_a_report_that_comes_twice_has_the_same_id_and_two_have_two() -> None:
 
 
 def test_records_that_are_wrong_are_shown_to_somebody() -> None:
-    (report,) = of_ses("ses", ses_bounce("Permanent", "General", "smtp; 550 5.7.26 unauthenticated"))
-    assert report.outcome is not None
-    assert report.outcome.alarm
+    for report in (
+        *of_ses("ses", ses_bounce("Permanent", "General", "smtp; 550 5.7.26 unauthenticated")),
+        *of_postmark("postmark", postmark("Bounce", Type="DMARCPolicy")),
+    ):
+        assert report.outcome is not None
+        assert report.outcome.alarm
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

@@ -91,17 +91,23 @@ def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
     if kind == "Delivery":
         states = [(one, "delivered", None) for one in _list(said.get("recipients"))]
     elif kind == "Complaint":
-        outcome = Outcome(kind="opted_out", provider=provider, code=COMPLAINED)
+        meant = _FEEDBACK.get(_text(said.get("complaintFeedbackType")).lower(), _COMPLAINT)
+        if meant is None:
+            return []
+        outcome = msgspec.structs.replace(meant, provider=provider)
+        # SES may have sent nothing, as the person had complained before.
+        whether: State = "failed" if _text(said.get("complaintSubType")) in _LISTS else "delivered"
         whom = _list(said.get("complainedRecipients"))
-        states = [(_dict(one).get("emailAddress"), "delivered", outcome) for one in whom]
+        states = [(_dict(one).get("emailAddress"), whether, outcome) for one in whom]
     elif kind == "Bounce":
         named = f"{said.get('bounceType')}/{said.get('bounceSubType')}"
         states = []
         for one in map(_dict, _list(said.get("bouncedRecipients"))):
             heard, status = one.get("diagnosticCode"), one.get("status")
-            states.append(
-                (one.get("emailAddress"), "failed", _diagnosed(provider, heard, status, _SES.get(named), named))
-            )
+            if named == _MAYBE_AWAY and not heard and not status:
+                continue
+            outcome = _diagnosed(provider, heard, status, _SES.get(named, _SES_NEW), named)
+            states.append((one.get("emailAddress"), "failed", outcome))
     else:
         return []
     # Who has bounced or complained, SES takes from what a stranger's server sends back. A mail of ours has one recipient: what
@@ -124,16 +130,13 @@ def of_sendgrid(provider: str, events: object) -> list[Report]:
             state, outcome = "delivered", None
         elif name in ("spamreport", "unsubscribe", "group_unsubscribe"):
             state = "delivered"
-            outcome = Outcome(
-                kind="opted_out", provider=provider, code=COMPLAINED if name == "spamreport" else "unsubscribe"
-            )
+            outcome = msgspec.structs.replace(_COMPLAINT if name == "spamreport" else _WISH, provider=provider)
         elif name == "bounce":
-            otherwise = _REFUSED if event.get("type") == "blocked" else _GONE
-            outcome = _diagnosed(
-                provider, reason, event.get("status"), otherwise, f"bounce/{event.get('type', 'bounce')}"
-            )
+            type = _text(event.get("type")) or "bounce"
+            otherwise = _SENDGRID.get(type, _UNKNOWN)
+            outcome = _diagnosed(provider, reason, event.get("status"), otherwise, f"bounce/{type}")
         elif name == "dropped":
-            outcome = _stated(provider, _DROPPED.get(_text(reason).lower(), _REFUSED), "dropped")
+            outcome = _stated(provider, _DROPPED.get(_text(reason).lower(), _UNKNOWN), "dropped")
         else:
             continue  # processed, deferred, opened, clicked: nothing has ended
         id, provider_id = _text(event.get("sg_event_id")), _text(event.get("sg_message_id")).partition(".")[0]
@@ -152,14 +155,22 @@ def of_postmark(provider: str, said: Mapping[str, Any]) -> list[Report]:
     if kind == "Delivery":
         state, outcome = "delivered", None
     elif kind == "SpamComplaint":
-        state, outcome = "delivered", Outcome(kind="opted_out", provider=provider, code=COMPLAINED)
+        state, outcome = "delivered", msgspec.structs.replace(_COMPLAINT, provider=provider)
     elif kind == "SubscriptionChange":
         if said.get("SuppressSending") is not True or said.get("SuppressionReason") != "ManualSuppression":
             return []  # a bounce or a complaint, which is reported by itself; or it may be sent to again
-        state, outcome = "delivered", Outcome(kind="opted_out", provider=provider, code="unsubscribe")
+        if said.get("Origin") in ("Customer", "Admin"):
+            return []  # somebody has put the address on Postmark's list; the person has wished nothing
+        state, outcome = "delivered", msgspec.structs.replace(_WISH, provider=provider)
     elif kind == "Bounce":
         name = _text(said.get("Type"))
-        outcome = _diagnosed(provider, said.get("Details"), None, _POSTMARK.get(name), name)
+        meant = _POSTMARK.get(name, _UNKNOWN)
+        if meant is None:
+            return []
+        if meant.kind == "opted_out":  # whoever answers a mail has it
+            state, outcome = "delivered", msgspec.structs.replace(meant, provider=provider)
+        else:
+            outcome = _diagnosed(provider, said.get("Details"), None, meant, name)
     else:
         return []
     reference = joined(_dict(said.get("Metadata")))
@@ -171,29 +182,64 @@ _REFUSED: Final = Outcome(kind="permanent")
 _SOFT: Final = Outcome(kind="permanent", soft_bounce=True)
 """The service has given up: for this message it is over, although for the address it may pass."""
 
+_COMPLAINT: Final = Outcome(kind="opted_out", code=COMPLAINED)
+_WISH: Final = Outcome(kind="opted_out", code="unsubscribe")
+
+_UNKNOWN: Final = Outcome(kind="permanent", known=False)
+"""A word that is not in the tables: it accuses nobody. Services call bounces what is none, as automatic answers."""
+
 _SES: Final[Mapping[str, Outcome]] = {
     "Permanent/General": _GONE,
     "Permanent/NoEmail": _GONE,
     "Permanent/Suppressed": _GONE,
     "Permanent/OnAccountSuppressionList": _GONE,
+    "Permanent/OnTenantSuppressionList": _GONE,
+    "Permanent/EmailValidationSuppressed": _REFUSED,  # SES supposes so, and has asked nobody
     "Transient/General": _SOFT,
     "Transient/MailboxFull": _SOFT,
     "Transient/MessageTooLarge": _REFUSED,
     "Transient/ContentRejected": _REFUSED,
     "Transient/AttachmentRejected": _REFUSED,
+    "Transient/CustomTimeoutExceeded": _REFUSED,  # we have given it too little time
     "Undetermined/Undetermined": _SOFT,
 }
+"""https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html#bounce-types"""
+
+_SES_NEW: Final = Outcome(kind="permanent", soft_bounce=True, known=False)
+"""SES reports a bounce of what has not arrived only, with the one exception below."""
+
+_MAYBE_AWAY: Final = "Transient/General"
+"""What SES calls the automatic answer of somebody who is away, too. That has neither a reply of a server nor a status."""
+
+_LISTS: Final = frozenset({"OnAccountSuppressionList", "OnTenantSuppressionList"})
+
+_FEEDBACK: Final[Mapping[str, Outcome | None]] = {
+    "abuse": _COMPLAINT,
+    "fraud": _COMPLAINT,
+    "other": _COMPLAINT,
+    "opt-out": _WISH,
+    "opt-out-list": _WISH,
+    "not-spam": None,
+    "auth-failure": None,
+    "virus": None,
+}
+"""Feedback-Type (RFC 5965, 6430, 6591; `opt-out` is of their drafts): that a mail is no spam, that it was not authenticated, or
+that a filter has found a virus in it is no complaint of a person. Many servers give none; another is taken for a complaint."""
+
+_SENDGRID: Final[Mapping[str, Outcome]] = {"bounce": _GONE, "blocked": _REFUSED}
 
 _DROPPED: Final[Mapping[str, Outcome]] = {
     "bounced address": _GONE,
     "invalid": _GONE,
     "invalid smtpapi header": _REFUSED,
-    "spam reporting address": Outcome(kind="opted_out", code=COMPLAINED),
-    "unsubscribed address": Outcome(kind="opted_out", code="unsubscribe"),
+    "recipient list over package quota": _REFUSED,
+    "spam reporting address": _COMPLAINT,
+    "unsubscribed address": _WISH,
     "spam content (if spam checker app is enabled)": _REFUSED,
+    "spam content": _REFUSED,
 }
 
-_POSTMARK: Final[Mapping[str, Outcome]] = {
+_POSTMARK: Final[Mapping[str, Outcome | None]] = {
     "HardBounce": _GONE,
     "BadEmailAddress": _GONE,
     "ManuallyDeactivated": _GONE,
@@ -201,21 +247,28 @@ _POSTMARK: Final[Mapping[str, Outcome]] = {
     "Transient": _SOFT,
     "DnsError": _SOFT,
     "Unknown": _SOFT,
-    "AddressChange": _SOFT,
-    "SpamComplaint": Outcome(kind="opted_out", code=COMPLAINED),
-    "Unsubscribe": Outcome(kind="opted_out", code="unsubscribe"),
+    "SpamComplaint": _COMPLAINT,
+    "Unsubscribe": _WISH,
     "SpamNotification": _REFUSED,
     "VirusNotification": _REFUSED,
-    "ChallengeVerification": _REFUSED,
-    "DMARCPolicy": _REFUSED,
+    "DMARCPolicy": Outcome(kind="permanent", alarm=True),
     "Blocked": _REFUSED,
     "SMTPApiError": _REFUSED,
     "TemplateRenderingFailed": _REFUSED,
+    "Unconfirmed": _REFUSED,
+    # Answers to a mail that has arrived, which nobody needs to act on, and mails that came by themselves.
+    "AutoResponder": None,
+    "AddressChange": None,
+    "ChallengeVerification": None,
+    "Subscribe": None,
+    "OpenRelayTest": None,
+    "InboundError": None,
 }
-"""https://postmarkapp.com/developer/api/bounce-api#bounce-types"""
+"""https://postmarkapp.com/developer/api/bounce-api#bounce-types; None: it says neither that the mail has failed nor what its
+reader wants."""
 
 
-def _diagnosed(provider: str, diagnostic: object, status: object, otherwise: Outcome | None, name: str) -> Outcome:
+def _diagnosed(provider: str, diagnostic: object, status: object, otherwise: Outcome, name: str) -> Outcome:
     """What a bounce means: by the reply that the service has heard, else by its status, else by the service's own word for it."""
     text = _text(diagnostic)
     said = _SAID.search(text)
@@ -225,8 +278,8 @@ def _diagnosed(provider: str, diagnostic: object, status: object, otherwise: Out
     elif _STATUS.fullmatch(_text(status)) and not _text(status).endswith("0.0"):
         heard = classify(parse(550 if _text(status)[0] == "5" else 450, f"{status} {text}"), "end")
     else:
-        return _stated(provider, otherwise or _SOFT, name, known=otherwise is not None)
-    if not heard.known and otherwise is not None:
+        return _stated(provider, otherwise, name)
+    if not heard.known and otherwise.known:
         return _stated(provider, otherwise, name)
     # The service has tried for as long as it does. What may pass by itself has not passed, and how fast we were is its business.
     soft = heard.soft_bounce or heard.kind == "transient"
@@ -242,8 +295,8 @@ def _diagnosed(provider: str, diagnostic: object, status: object, otherwise: Out
     )
 
 
-def _stated(provider: str, outcome: Outcome, name: str, *, known: bool = True) -> Outcome:
-    return msgspec.structs.replace(outcome, provider=provider, code=outcome.code or name[:64], known=known)
+def _stated(provider: str, outcome: Outcome, name: str) -> Outcome:
+    return msgspec.structs.replace(outcome, provider=provider, code=outcome.code or name[:64])
 
 
 def _reports(

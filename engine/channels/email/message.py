@@ -14,8 +14,9 @@ from email.parser import BytesHeaderParser
 from email.utils import format_datetime
 from typing import Final
 
-import idna
 import msgspec
+
+from engine.directory.contacts import ascii_domain
 
 SUBJECT_CHARS_MAX: Final = 300
 """Programs show a hundred."""
@@ -106,8 +107,8 @@ def domain_of(address: str) -> str:
 
 def _ascii_domain(domain: str) -> str:
     try:
-        return idna.encode(domain, uts46=True).decode()
-    except idna.IDNAError as error:
+        return ascii_domain(domain)
+    except ValueError as error:
         raise BadAddress("its domain is none") from error
 
 
