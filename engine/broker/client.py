@@ -14,6 +14,9 @@ from nats.aio.client import Client
 
 from engine.broker import wire
 
+AT_ONCE_BYTES_MAX = 64 << 10
+"""What is read of the server at a time and handled where it arrives; more goes to the read loop, which others run beside."""
+
 RECONNECT_END_SECONDS = 0.5
 """After a cancellation that was lost the next one follows."""
 
@@ -62,7 +65,10 @@ class EngineClient(Client):
         leave: Callable[[bytes], None] = reader.feed_data
 
         def feed_data(data: bytes) -> None:
-            if getattr(reader, "_waiter", None) is not None and self.is_connected:
+            # uvloop fills a buffer of 256 KB up to 32 times in a turn of the loop, unless the reader pauses it, as it does once
+            # it holds more than this. What is taken at once fills no buffer.
+            few = len(data) <= AT_ONCE_BYTES_MAX
+            if few and getattr(reader, "_waiter", None) is not None and self.is_connected:
                 data = self.parser.take(data)
             if data:
                 leave(data)

@@ -44,7 +44,9 @@ def trace_in(headers: bytes) -> tuple[bytes | None, bytes | None]:
     if headers.find(b"raceparent:") >= 0:  # of most events this one look is all
         for parent, state in _LINES:
             if value := wire.value_of(headers, parent):
-                return as_version_00(value), wire.value_of(headers, state)
+                found = wire.value_of(headers, state)
+                # Where a publisher has left out the end of this line, the server's own header has become a part of it.
+                return as_version_00(value), None if found is None or b"Nats-" in found else found
     return None, None
 
 

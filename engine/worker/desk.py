@@ -10,7 +10,7 @@ import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 import structlog
@@ -26,6 +26,7 @@ from engine.jobs.claims import End
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.receipts import ENDED_BY
+from engine.jobs.retry import put_back_seconds
 from engine.letters.letter import THROTTLED
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Facts, Inputs
@@ -51,6 +52,9 @@ _log = structlog.get_logger("seamark.worker")
 
 CONTROLS_SECONDS_MAX: Final = 2.0
 """A worker that has not heard from the control bucket for so long begins no send: so a kill switch holds within that time."""
+
+AGAIN_SECONDS: Final = 1.0
+"""How long a job waits at least that has woken and waits for the same once more, and twice as long each time."""
 
 ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
@@ -197,7 +201,13 @@ class WorkerDesk:
     async def _not_now(self, job: Job, decision: Decision, inputs: Inputs) -> Hold | Over:
         woken = wakes(decision, inputs)
         if woken is not None:
-            return Hold(woken[1], decision.why, woken[0])
+            stage, due = woken
+            if (
+                job.stage == stage
+            ):  # by the clock of the broker it may be due already, which would hand it out at once again
+                pause = put_back_seconds(job.put_backs, AGAIN_SECONDS, random.random())
+                due = max(due, inputs.now + timedelta(seconds=pause))
+            return Hold(due, decision.why, stage)
         if decision.why == "no_token":
             await self._nobody(job)
         return Over(ENDED_BY.get(decision.why, "suppressed"), decision.why)

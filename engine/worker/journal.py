@@ -32,6 +32,7 @@ from engine.letters.writing import store_job_letter
 from engine.limits import BATCH_MESSAGES_MAX, JOBS_TURNS
 from engine.log.stalls import Stall
 from engine.patience import passes
+from engine.plan.rules import CHANNELS, Channel
 from engine.postgres import asking
 from engine.questions import Questions
 from engine.traces.contexts import trace_line
@@ -75,9 +76,10 @@ class WorkerJournal:
         self._directory, self._ends = directory, ends
         self._spans = active()
         self._stalls: dict[str, Stall] = {}
-        self._receipts: Questions[Sequence[Outgoing], BrokerError | None] = Questions(
-            "receipts", self._store_all, turns=JOBS_TURNS
-        )
+        # For each channel, so that one whose batch is not answered makes no other wait.
+        self._receipts: dict[Channel, Questions[Sequence[Outgoing], BrokerError | None]] = {
+            channel: Questions("receipts", self._store_all, turns=JOBS_TURNS) for channel in CHANNELS
+        }
 
     async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         """Store receipts of the job.
@@ -89,7 +91,7 @@ class WorkerJournal:
         subject = f"rcpt.{partition_of(tenant, user, self._partitions)}.{tenant}.{user}"
         since = time.time_ns()
         messages = [Outgoing(subject, _encode(one), trace_line(one.trace) if one.trace else b"") for one in receipts]
-        if (failure := await self._receipts.answer(messages)) is not None:
+        if (failure := await self._receipts[job.channel].answer(messages)) is not None:
             self._stall(RECEIPTS_STREAM, "receipts_wait").report(failure)
             raise failure
         if self._spans is not None:
@@ -106,7 +108,10 @@ class WorkerJournal:
                 if jobs and room < 0:
                     break
                 jobs.append(messages)
-            failures += await self._store_together(jobs)
+            came = await self._store_together(jobs)
+            failures += came
+            if came[-1] is not None and passes(came[-1]):  # whoever is behind need not wait for a server that is away
+                failures += [came[-1]] * (len(asked) - len(failures))
         return failures
 
     async def _store_together(self, jobs: Sequence[Sequence[Outgoing]]) -> Sequence[BrokerError | None]:
@@ -131,7 +136,8 @@ class WorkerJournal:
 
     async def close(self) -> None:
         """Store nothing more."""
-        await self._receipts.close()
+        for questions in self._receipts.values():
+            await questions.close()
 
     async def conclude(self, job: Job, done: Done) -> None:
         """Do what follows from an end: the token, the address, the letter.

@@ -1,17 +1,18 @@
 """Receipts of jobs that end at about the same time are stored together, and each job learns what became of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from chaos.load import whole_stream
 from engine.broker import wire
-from engine.broker.jetstream import Broker
+from engine.broker.jetstream import Broker, Outgoing
 from engine.channels.channel import Job
-from engine.errors import ApiError
+from engine.errors import ApiError, Unanswered
 from engine.limits import BATCH_MESSAGES_MAX
 from engine.topology import server as topology
 from engine.worker.journal import WorkerJournal
@@ -74,6 +75,32 @@ async def test_more_than_a_batch_holds_are_several_and_none_divides_what_is_one_
         assert id is not None
         batches.setdefault(id.partition("-")[0], set()).add(batch)
     assert [len(of_a_job) for of_a_job in batches.values()] == [1] * 5
+
+
+async def test_a_broker_that_does_not_answer_makes_no_other_channel_wait_and_nobody_for_more_than_one_batch() -> None:
+    asked = list[int]()
+
+    class Silent:
+        async def append(self, *message: object) -> None:
+            if len(asked) == 0:
+                asked.append(1)
+                await asyncio.sleep(0.3)
+                raise Unanswered("no answer")
+
+        async def commit(self, messages: Sequence[Outgoing]) -> None:
+            asked.append(len(messages))
+            raise Unanswered("no answer")
+
+    journal = WorkerJournal(Silent(), 1, NOTHING, NOTHING)  # type: ignore[arg-type]
+    first = asyncio.create_task(journal.store(job(0), receipts(0)))
+    await asyncio.sleep(0)
+    behind = [asyncio.create_task(journal.store(job(n), receipts(n, 500))) for n in range(1, 9)]
+    async with asyncio.timeout(0.2):
+        await journal.store(replace(job(9), channel="email"), receipts(9))
+    ended = await asyncio.gather(first, *behind, return_exceptions=True)
+    assert [type(one) for one in ended] == [Unanswered] * 9
+    assert asked == [1, 1000], "who was behind a batch that was not answered is told at once"
+    await journal.close()
 
 
 async def test_a_receipt_that_the_broker_refuses_keeps_no_others_back_and_its_job_hears_of_it(

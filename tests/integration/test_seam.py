@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import nats.errors
@@ -81,6 +82,22 @@ async def test_messages_are_handled_where_they_arrive_also_after_a_reconnect(nat
             # In the read loop there would be one: the stream reader has moved what tells that it waits.
             assert tasks[-1] is None, REMEDY
             await reconnect(broker, nats.errors.StaleConnectionError())
+
+
+def test_no_more_is_handled_where_it_arrives_than_the_reader_itself_would_hold() -> None:
+    """uvloop reads on in the same turn of the loop until somebody pauses it: megabytes would be handled without a turn."""
+    client, left = EngineClient(print), list[int]()
+    handled = list[bytes]()
+    client.parser.handlers[b"1"] = lambda subject, reply, headers, payload: handled.append(payload)
+    reader: Any = SimpleNamespace(feed_data=lambda data: left.append(len(data)), _waiter=object())
+    client._transport, client._status = SimpleNamespace(_io_reader=reader), Client.CONNECTED  # type: ignore[assignment]
+    client._take_at_once()
+    message = b"MSG live.x 1 300\r\n" + b"x" * 300 + b"\r\n"
+    few, many = message * 50, message * 1000
+    reader.feed_data(few)
+    assert (len(handled), left) == (50, [])
+    reader.feed_data(many)
+    assert (len(handled), left) == (50, [len(many)])
 
 
 async def test_a_ping_of_ours_is_answered_in_the_order_of_pings(nats_server: NatsServer) -> None:

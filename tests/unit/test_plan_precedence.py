@@ -256,6 +256,10 @@ def test_who_wakes_so_late_that_it_is_quiet_again_waits_for_the_next_hour_that_i
     assert decide("email", late).why == "quiet_hours"
     old = with_facts(late, stored_at=NOON - WAIT_MAX)
     assert decide("email", old) == Decision("never", "quiet_hours"), "it ends"
+    replayed = with_facts(old, stage="retry")
+    assert decide("email", replayed) == decide("email", late), (
+        "a letter may be replayed after weeks, and waits like any other"
+    )
     assert decide("email", with_facts(plain(), stage=stage, stored_at=NOON - WAIT_MAX)).when == "now"
 
 

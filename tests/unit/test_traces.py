@@ -484,3 +484,9 @@ def test_a_receiver_never_keeps_more_than_its_bound() -> None:
 def test_a_setting_that_makes_no_sense_is_refused_by_its_name(variable: str, value: str) -> None:
     with pytest.raises(InvalidSetting, match=variable):
         load_settings({variable: value})
+
+
+def test_a_trace_state_whose_line_has_no_end_takes_no_header_of_the_server_with_it() -> None:
+    """The server puts its own header where the publisher's line should have ended."""
+    headers = f"NATS/1.0\r\ntraceparent: {PARENT}\r\ntracestate: a=bNats-Pin-Id: 8XsFz\r\n\r\n".encode()
+    assert trace_in(headers) == (PARENT.encode(), None)

@@ -12,6 +12,7 @@ from engine.channels.push.message import PushTarget
 from engine.controls.document import Control, Document, InForce, Kill, Pause
 from engine.controls.view import Controls
 from engine.jobs.desk import Hold, Over, Send, Split
+from engine.plan.decisions import Decision
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.planner.shares import Above
 from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, WorkerDesk, _serving
@@ -19,6 +20,7 @@ from engine.worker.fallback import next_channel
 from engine.worker.gates import Gates
 from engine.worker.providers import Provider
 from engine.worker.targets import Several, Target, Unusable
+from tests.support.plans import NOON, plain
 from tests.support.sending import TENANT, USER, a_job
 
 
@@ -285,3 +287,13 @@ def test_nothing_is_woken_whose_own_message_comes_when_claims_are_gone(days: int
 def test_nothing_is_woken_that_the_event_did_not_name_or_that_was_handed_out_before(of_job: dict[str, Any]) -> None:
     rule = TypeRule(pattern="*", channels={"push": ChannelRule(), "sms": ChannelRule(unless_seen_seconds=60)})
     assert next_channel(rule, a_job("push", "n1", **{"requested": False, **of_job})) is None
+
+
+@pytest.mark.parametrize(("stage", "least_seconds"), [("quiet_hours", 8.0), ("first", 0.0)])
+async def test_who_waits_for_the_same_hour_again_is_not_due_at_once(stage: str, least_seconds: float) -> None:
+    """The broker's clock may be ahead of the worker's: it would hand the job out again and again until that is over."""
+    at_once = Decision(f"at:{(NOON + timedelta(milliseconds=1)).isoformat()}", "quiet_hours")
+    hold = await desk(Known())._not_now(a_job("sms", "n1", stage=stage, put_backs=3), at_once, plain())
+    assert isinstance(hold, Hold)
+    assert hold.stage == "quiet_hours"
+    assert hold.due >= NOON + timedelta(seconds=least_seconds)
