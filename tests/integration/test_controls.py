@@ -224,6 +224,14 @@ async def test_a_throttled_tenant_is_told_when_to_come_back_whichever_gateway_it
         assert (await gateways[0].broker.stream("EVENTS")).messages == 2
 
 
+async def test_the_events_of_a_minute_may_come_at_once(
+    patient: None, nats_server: NatsServer, postgres: str, valkey: Valkey
+) -> None:
+    async with throttled(nats_server, postgres, valkey, Throttle("acme", 2)) as gateways:
+        statuses = [(await post(gateways[n % 2], {**EVENT, "id": f"e{n}"}))[0] for n in range(4)]
+        assert statuses == [202, 202, 429, 429]
+
+
 async def test_in_a_bulk_request_each_event_is_throttled_for_itself_and_order_is_kept(
     patient: None, nats_server: NatsServer, postgres: str, valkey: Valkey
 ) -> None:
