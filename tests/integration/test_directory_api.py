@@ -8,8 +8,11 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from engine.directory.changes import changing
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.directory.templates import TemplateKey, put_template
+from engine.directory.tenant_defaults import put_defaults
 from engine.directory.users import UserFields, delete_user, put_user
 from engine.plan.preferences import TenantDefaults
 from ops.dev.servers import NatsServer
@@ -123,6 +126,19 @@ async def test_what_cannot_be_kept_is_refused_with_the_field(gateway: TestGatewa
         assert status == 400, problem
         assert field is None or field in problem["field"]
     assert await all_of(gateway, "types") == await all_of(gateway, "templates") == []
+
+
+async def test_what_was_kept_before_it_was_refused_can_be_read_and_taken_away(gateway: TestGateway) -> None:
+    assert gateway.context.directory is not None
+    key = TemplateKey("order.*", "webhook", "de")
+    async with changing(gateway.context.directory.pool, "acme") as change:
+        await put_defaults(change, TenantDefaults(timezone="Mars", channels={"inapp": "digest"}))
+        await put_template(change, key, {"body": "{{ order }}"})
+    assert (await done(gateway, "GET", "tenant/defaults"))["timezone"] == "Mars"
+    assert (await done(gateway, "GET", f"templates/{key}"))["parts"] == {"body": "{{ order }}"}
+    assert [one["channel"] for one in await all_of(gateway, "templates")] == ["webhook"]
+    for path in ("tenant/defaults", f"templates/{key}"):
+        assert await done(gateway, "DELETE", path) == {"deleted": True}
 
 
 async def test_templates_are_versions_of_which_one_is_active(gateway: TestGateway) -> None:

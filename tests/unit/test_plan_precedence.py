@@ -1,12 +1,9 @@
 """What wins over what: each reason alone, and each against every weaker one."""
 
-import re
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import combinations
-from pathlib import Path
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -14,10 +11,9 @@ from engine.plan.choices import Effective, effective
 from engine.plan.decide import decide, plan
 from engine.plan.decisions import WHYS, Decision, Inputs, Kill
 from engine.plan.hours import Window
-from engine.plan.preferences import Preferences, QuietHours
+from engine.plan.preferences import QuietHours
 from engine.plan.profile import Suppression
 from engine.plan.rules import Cap, TypeRule
-from engine.profiles.preferences import merged
 from tests.support.plans import (
     NOON,
     plain,
@@ -189,13 +185,6 @@ def test_the_app_is_switched_off_only_where_the_rule_makes_it_optional() -> None
     assert decide("inapp", off) == Decision("now", "default")
     optional = replace(off, rule=replace(off.rule, inapp="optional"))
     assert decide("inapp", optional) == Decision("never", "user_off")
-
-
-def test_the_document_of_the_manual_is_one() -> None:
-    manual = (Path(__file__).parents[2] / "docs" / "preferences.md").read_text(encoding="utf-8")
-    [_, example, *_] = re.split("```(?:json)?\n", manual)
-    document = msgspec.json.decode(example)
-    assert msgspec.json.decode(msgspec.json.encode(merged(Preferences(), document))) == document
 
 
 def test_the_app_shows_at_once_what_a_choice_for_all_channels_would_have_wait() -> None:
