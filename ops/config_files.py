@@ -10,26 +10,27 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from engine.directory.configuration import Configuration
-from engine.directory.templates import FORMS, LOCALE, TemplateKey, check_parts
+from engine.directory.templates import FORMS, LOCALE, TemplateKey, check_channel, check_parts
+from engine.directory.tenant_defaults import checked_defaults
 from engine.errors import InvalidSetting
 from engine.limits import RULE_BYTES_MAX
 from engine.plan.patterns import check_pattern
 from engine.plan.preferences import TenantDefaults
-from engine.plan.rules import TypeRule
+from engine.plan.rules import CHANNELS, TypeRule
 
 TENANT_FILE: Final = "tenant.toml"
 TYPES: Final = "types"
 TEMPLATES: Final = "templates"
 
 _ENDINGS: Final = {"subject": ".txt", "title": ".txt", "html": ".html"}
-_BODY_ENDINGS: Final = {"email": ".md", "inapp": ".md", "webhook": ".json", "push": ".txt", "sms": ".txt"}
+_BODY_ENDINGS: Final = {"email": ".md", "push": ".txt", "sms": ".txt"}
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class _Reading:
             self.fault(path, "is no UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror)
             return None
 
-    def toml(self, path: Path, type: type[T], **known: str) -> T | None:
+    def toml(self, path: Path, type: type[T], checked: Callable[[T], T] = lambda read: read, **known: str) -> T | None:
         text = self.text(path)
         if text is None:
             return None
@@ -67,7 +68,7 @@ class _Reading:
             said = tomllib.loads(text)
             if taken := sorted({"version", *known} & said.keys()):
                 raise ValueError(f"leave out `{taken[0]}`: it is no part of the file")
-            return msgspec.convert({**said, **known}, type)
+            return checked(msgspec.convert({**said, **known}, type))
         except (ValueError, msgspec.ValidationError) as error:
             self.fault(path, error)
             return None
@@ -88,7 +89,7 @@ def read_folder(folder: Path) -> tuple[Configuration, list[str]]:
     configuration = Configuration(
         types=dict(_types(reading)) if paths[1].is_dir() else {},
         templates=dict(_templates(reading)) if paths[2].is_dir() else {},
-        defaults=reading.toml(paths[0], TenantDefaults) if paths[0].exists() else None,
+        defaults=reading.toml(paths[0], TenantDefaults, checked_defaults) if paths[0].exists() else None,
     )
     return configuration, reading.faults
 
@@ -114,8 +115,13 @@ def _templates(reading: _Reading) -> Iterator[tuple[TemplateKey, dict[str, str]]
             continue
         for path in places:
             channel, _, locale = path.name.partition(".")
-            if channel not in FORMS or re.match(LOCALE, locale) is None or not path.is_dir():
+            if channel not in CHANNELS or re.match(LOCALE, locale) is None or not path.is_dir():
                 reading.fault(path, "is no folder of a template: it is called as channel and locale, as in email.de")
+                continue
+            try:
+                check_channel(channel)
+            except ValueError as error:
+                reading.fault(path, error)
                 continue
             known = len(reading.faults)
             parts = dict(_parts(reading, path, channel))
@@ -145,7 +151,7 @@ def _part_file(channel: str, part: str) -> str:
 
 
 def write_folder(folder: Path, configuration: Configuration) -> list[Path]:
-    """Write the files of a configuration into a folder that has none; their paths.
+    """Write the files of a configuration into a folder that has none; their paths. What `read_folder` would refuse is left out.
 
     Raises:
         InvalidSetting: it has some already, or cannot be written to.
@@ -161,6 +167,8 @@ def write_folder(folder: Path, configuration: Configuration) -> list[Path]:
         del said["pattern"]
         files[folder / TYPES / f"{pattern}.toml"] = toml_of(said)
     for key, parts in configuration.templates.items():
+        if key.channel not in FORMS:  # kept from before such templates were refused: no worker uses it
+            continue
         for part, text in parts.items():
             place = folder / TEMPLATES / key.type / f"{key.channel}.{key.locale}"
             files[place / _part_file(key.channel, part)] = f"{text}\n"

@@ -6,6 +6,7 @@ No message repeats what it is about, which may be somebody's address.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Final, Literal
@@ -30,6 +31,14 @@ LINE_BYTES_MAX: Final = 1 << 20
 LINES_PER_LOOK: Final = 1000
 BOM: Final = b"\xef\xbb\xbf"
 _ATTRIBUTE: Final = "attributes."
+
+TEXT: Final = ":text"
+"""What a column of attributes ends with whose cells are texts, whatever they look like."""
+
+_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?", re.ASCII)
+
+DIGITS_MAX: Final = 15
+"""Of a cell that is a number: so many are the same in every program that reads JSON. What has more is an id."""
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -152,8 +161,9 @@ def _csv(lines: Iterable[bytes]) -> Iterator[tuple[int, ImportedUser | Fault]]:
 
 def _header_fault(header: list[str]) -> Fault | None:
     known = ("id", *FIELDS[:-1])
-    wrong = [name for name in header if name not in known and not (name.startswith(_ATTRIBUTE) and name != _ATTRIBUTE)]
-    twice = [name for name in header if header.count(name) > 1]
+    names = [_without_mark(name) for name in header]
+    wrong = [name for name in names if name not in known and not (name.startswith(_ATTRIBUTE) and name != _ATTRIBUTE)]
+    twice = [name for name in names if names.count(name) > 1]
     if len(header) == 1 and (found := next((one for one in ";\t" if one in header[0]), None)):
         return Fault(1, f"cells are separated by {found!r} here: save the file with commas between them")
     if "id" not in header:
@@ -172,10 +182,31 @@ def _cells(header: list[str], row: list[str]) -> tuple[str, dict[str, object]]:
     """The id and the fields of a row. An empty cell takes away what is stored."""
     cells = dict(zip(header, row, strict=True))
     fields: dict[str, object] = {name: cells[name] or None for name in FIELDS[:-1] if name in cells}
-    attributes = {name.removeprefix(_ATTRIBUTE): cell for name, cell in cells.items() if name.startswith(_ATTRIBUTE)}
+    attributes = {name: cell for name, cell in cells.items() if name.startswith(_ATTRIBUTE)}
     if attributes:
-        fields[FIELDS[-1]] = {name: cell for name, cell in attributes.items() if cell}
+        fields[FIELDS[-1]] = {
+            _without_mark(name).removeprefix(_ATTRIBUTE): cell if name.endswith(TEXT) else value_of(cell)
+            for name, cell in attributes.items()
+            if cell
+        }
     return cells["id"], fields
+
+
+def _without_mark(column: str) -> str:
+    return column.removesuffix(TEXT) if column.startswith(_ATTRIBUTE) else column
+
+
+def value_of(cell: str) -> str | int | float | bool:
+    """What a cell of an attribute says: a number or a truth value where it is written as one, else its text.
+
+    A number has no leading zero, no exponent, no plus sign and at most `DIGITS_MAX` digits; truth values are in small letters.
+    """
+    if cell in ("true", "false"):
+        return cell == "true"
+    if _NUMBER.fullmatch(cell) is None or sum(map(str.isdigit, cell)) > DIGITS_MAX:
+        return cell
+    number = float(cell) if "." in cell else int(cell)
+    return cell if cell.startswith("-") and not number else number  # there is no `-0`
 
 
 def _user(line: int, id: str, given: dict[str, object]) -> ImportedUser | Fault:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, wraps
 from typing import Any, Final, Literal
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, nodes
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
@@ -268,3 +268,8 @@ def _said(error: Exception) -> str:
     if isinstance(error, UndefinedError):
         return "it names a value that is not given; say `| default('…')`, or `if … is defined`"
     return f"{type(error).__name__} while it was rendered"
+
+
+def names_of(text: str) -> set[str]:
+    """The names that a text asks to be given: those of its values, without what its loops name. `check` must have passed it."""
+    return meta.find_undeclared_variables(_environment("none").parse(text))

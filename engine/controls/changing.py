@@ -43,13 +43,15 @@ class Asked(msgspec.Struct, frozen=True):
 
     Args:
         target: the control to set or to restore, or what is to be done once.
-        restore: take `target` off, or let more through: `Kill.percent` says how many; 100, or 0, which says nothing: all.
+        restore: take `target` off, or let more through.
+        percent: of the users who are let through by a kill switch that is restored, in place of `Kill.percent`; None: all.
     """
 
     target: Control | Rehydrate
     who: str
     why: str
     restore: bool = False
+    percent: int | None = None
 
     @property
     def action(self) -> Action:
@@ -75,7 +77,7 @@ def change(document: Document, asked: Asked, *, id: str, now: float) -> Document
     found = document.find(asked.target.scope)
     if asked.restore and found is None:
         raise InvalidControl(None, f"{asked.target.name} is not in force: `seamark control show` lists what is")
-    after = _restored(found.control, asked.target) if asked.restore and found else asked.target
+    after = _restored(found.control, asked.percent) if asked.restore and found else asked.target
     others = tuple(each for each in document.controls if each is not found)
     kept = others if after is None else (*others, InForce(after, now, asked.who, asked.why))
     return _with_change(document, asked, kept, after, found.control if found else None, id, now)
@@ -144,14 +146,18 @@ def _check_text(asked: Asked) -> None:
             raise InvalidControl(field, f"`{field}` must be one printable line")
 
 
-def _restored(found: Control, target: Control) -> Control | None:
+def _restored(found: Control, percent: int | None) -> Control | None:
     """What is left of a control; None: nothing."""
-    if not isinstance(found, Kill) or not isinstance(target, Kill) or target.percent in (0, 100):
+    if percent is None:
         return None
-    if target.percent <= found.percent:
-        said = f"`percent` is {found.percent} already: restore more, or set the switch anew to let fewer through"
-        raise InvalidControl("percent", said)
-    return msgspec.structs.replace(found, percent=target.percent)
+    if not isinstance(found, Kill):
+        raise InvalidControl("percent", "`percent`: only kill switches are restored step by step: leave it out")
+    if not 0 <= percent <= 100:
+        raise InvalidControl("percent", f"`percent` must be 0 to 100, not {percent}")
+    if percent <= found.percent:
+        said = f"`percent` is {found.percent} already: restore more (100, or none said: all), or set the switch anew"
+        raise InvalidControl("percent", f"{said} to let fewer through")
+    return None if percent == 100 else msgspec.structs.replace(found, percent=percent)
 
 
 def _with_change(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from engine.channels.templates import TemplateFailed, check
+from engine.channels.templates import TemplateFailed, check, names_of
 from engine.directory.changes import Change
 from engine.directory.changing import check_version
 from engine.limits import TEMPLATE_BYTES_MAX, TEMPLATE_VERSIONS_MAX
@@ -28,20 +28,24 @@ would be other templates."""
 
 
 class Form(NamedTuple):
-    """Parts of a channel's template: those it must have, those it may have."""
+    """Parts of a channel's template: those it must have, those it may have; and the names that values have in it."""
 
     must: frozenset[str]
     may: frozenset[str]
+    names: tuple[str, ...] = ("data", "locale", "tenant", "type")
 
 
 FORMS: Final[Mapping[str, Form]] = {
-    "inapp": Form(frozenset({"body"}), frozenset({"title"})),
     "push": Form(frozenset({"body"}), frozenset({"title"})),
-    "email": Form(frozenset({"subject", "body"}), frozenset({"html"})),
+    "email": Form(
+        frozenset({"subject", "body"}),
+        frozenset({"html"}),
+        ("data", "locale", "tenant", "type", "unsubscribe_url"),
+    ),
     "sms": Form(frozenset({"body"}), frozenset()),
-    "webhook": Form(frozenset({"body"}), frozenset()),
 }
-"""An e-mail's `body` is Markdown, of which both its forms are made; `html` stands in place of the one."""
+"""Channels that have templates. An e-mail's `body` is Markdown, of which both its forms are made; `html` stands in place of the
+one. Apps and webhooks get the data as it was published, and make of it what they like."""
 
 ONE_LINE: Final = ("subject", "title")
 """Parts that become a header or a heading. A line's end in a subject would let its author write headers of his own."""
@@ -79,12 +83,25 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         return TemplateKey(self.type, self.channel, self.locale)
 
 
+def check_channel(channel: str) -> None:
+    """Pass a channel that has templates.
+
+    Raises:
+        ValueError: it has none: nothing would ever use one.
+    """
+    if channel not in FORMS:
+        what = "an app shows" if channel == "inapp" else "an endpoint gets"
+        known = ", ".join(FORMS)
+        raise ValueError(f"`channel` {channel} has no templates, as {what} the data that was published; {known} have")
+
+
 def check_parts(channel: str, parts: Mapping[str, str]) -> None:
     """Pass texts that can be a template of this channel.
 
     Raises:
-        ValueError: with the part, and what is wrong with it.
+        ValueError: the channel has none; or with the part, and what is wrong with it.
     """
+    check_channel(channel)
     form = FORMS[channel]
     if missing := sorted(form.must - parts.keys()):
         raise ValueError(f"`parts`: a template for {channel} needs {' and '.join(missing)}")
@@ -92,13 +109,13 @@ def check_parts(channel: str, parts: Mapping[str, str]) -> None:
         known = ", ".join(sorted(form.must | form.may))
         raise ValueError(f"`parts`: a template for {channel} has no {unknown[0][:40]!r}; it may have {known}")
     for name, text in parts.items():
-        _check_text(name, text)
+        _check_text(name, text, form)
     size = sum(len(text.encode()) for text in parts.values())
     if size > TEMPLATE_BYTES_MAX:
         raise ValueError(f"`parts`: a template may have {TEMPLATE_BYTES_MAX} bytes, not {size}")
 
 
-def _check_text(name: str, text: str) -> None:
+def _check_text(name: str, text: str, form: Form) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -115,6 +132,10 @@ def _check_text(name: str, text: str) -> None:
         check(text)
     except TemplateFailed as error:
         raise ValueError(f"`parts.{name}`: {error}") from error
+    unknown = sorted(names_of(text) - set(form.names))
+    if unknown:
+        said = f"there is no value `{unknown[0][:40]}`; there are {', '.join(form.names)}"
+        raise ValueError(f"`parts.{name}`: {said}: what the event brings is behind `data`, as in {{{{ data.order }}}}")
 
 
 _COLUMNS: Final = "type, channel, locale, version, active, made_at, parts"

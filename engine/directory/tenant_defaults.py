@@ -8,7 +8,9 @@ import msgspec
 
 from engine.directory.changes import Change
 from engine.directory.changing import check_version
-from engine.plan.preferences import TenantDefaults
+from engine.directory.contacts import checked_locale, checked_timezone
+from engine.plan.patterns import check_pattern
+from engine.plan.preferences import TenantDefaults, check_choices
 from engine.postgres import Connection
 
 _PUT: Final = """
@@ -19,6 +21,21 @@ ON CONFLICT (tenant) DO UPDATE SET document = excluded.document, version = exclu
 _NOTHING: Final = TenantDefaults()
 
 _decode: Final = msgspec.json.Decoder(TenantDefaults).decode
+
+
+def checked_defaults(document: TenantDefaults) -> TenantDefaults:
+    """A document that may be kept: the same, with its language tag in the usual letters. What is kept is not looked at again.
+
+    Raises:
+        ValueError: a member says what nobody can obey, such as a time zone that there is not; the message names the member.
+    """
+    for pattern in document.types:
+        check_pattern(pattern)
+    check_choices(document)
+    if document.timezone is not None:
+        checked_timezone(document.timezone)
+    locale = None if document.locale is None else checked_locale(document.locale)
+    return msgspec.structs.replace(document, locale=locale)
 
 
 async def find_defaults(connection: Connection, tenant: str) -> TenantDefaults:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -45,6 +46,36 @@ class Preferences(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     quiet_hours: QuietHours | None = None
     locale: Annotated[str, msgspec.Meta(max_length=35)] | None = None
     timezone: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+
+
+_LATER: Final = ("digest", "instant")
+"""Choices that say when to send: a record is shown in the app as soon as it is stored."""
+
+
+def check_choices(document: Preferences, before: Preferences | None = None) -> None:
+    """Pass choices that a channel can obey.
+
+    Args:
+        before: the document that this one replaces: who changes one line answers for no other.
+
+    Raises:
+        ValueError: one of them is none; the message names the member.
+    """
+    kept = {} if before is None else dict(_lines(before))
+    for path, line in _lines(document):
+        choice = line.get("inapp")
+        if choice in _LATER and kept.get(path, {}).get("inapp") != choice:
+            said = f"`{path}.inapp` cannot be {choice}, as the app shows a record as soon as it is stored"
+            raise ValueError(f'{said}: write on, or off (obeyed where a type\'s rule says `inapp = "optional"`)')
+
+
+def _lines(document: Preferences) -> Iterator[tuple[str, Choices]]:
+    """Each line of choices, by where it stands."""
+    yield "channels", document.channels
+    for category, line in document.categories.items():
+        yield f"categories.{category}", line
+    for pattern, line in document.types.items():
+        yield f"types.{pattern}", line
 
 
 class TenantDefaults(Preferences, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

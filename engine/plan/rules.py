@@ -55,7 +55,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         channels: the channels besides `inapp`, or `inapp` itself to say more of it. What is not named here is not used.
         priority: of notifications whose event says `normal`.
         semantics, ttl_seconds: for the channels, where the event says nothing.
-        inapp: `optional`: users may switch off that connected devices show it; the record is in their log either way.
+        inapp: `optional`: users may switch it off, which is decided and shown; the record is in their log either way, and
+            connected devices show it. `always`: what they say of `inapp` is passed over.
     """
 
     category: Label | None = None

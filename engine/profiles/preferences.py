@@ -12,7 +12,7 @@ from engine.directory.contacts import checked_locale, checked_timezone
 from engine.errors import LimitReached
 from engine.limits import PREFERENCES_BYTES_MAX
 from engine.plan.patterns import check_pattern
-from engine.plan.preferences import Preferences
+from engine.plan.preferences import Preferences, check_choices
 from engine.postgres import Connection
 from seamark.protocol.errors import SeamarkError
 
@@ -86,6 +86,7 @@ def merged(document: Preferences, patch: dict[str, Any]) -> Preferences:
     merged = msgspec.convert(merging.merged(msgspec.to_builtins(document), patch, LEVELS), Preferences)
     for pattern in merged.types:
         check_pattern(pattern)
+    check_choices(merged, document)
     for name, checked in (("timezone", checked_timezone), ("locale", checked_locale)):
         if (value := getattr(merged, name)) is not None:
             merged = msgspec.structs.replace(merged, **{name: checked(value)})

@@ -16,6 +16,10 @@ from seamark.protocol.subjects import encode_token
 BURST_SECONDS: Final = 5.0
 """The events of so many seconds may come at once: services publish in bursts."""
 
+BURST_EVENTS: Final = 60
+"""At least so many may come at once, where a minute allows as many: who reads "2 a minute" expects two, and not one now and
+one in half a minute."""
+
 STOPPED_SECONDS: Final = 60.0
 """`Retry-After` where nothing may be published: nobody knows when that ends."""
 
@@ -65,7 +69,7 @@ class Throttles:
 
 def _bound(throttle: Throttle) -> Bound:
     per_second = throttle.per_minute / 60
-    return Bound(max(1.0, per_second * BURST_SECONDS), per_second)
+    return Bound(max(float(min(throttle.per_minute, BURST_EVENTS)), per_second * BURST_SECONDS), per_second)
 
 
 def _buckets(throttle: Throttle) -> Buckets:

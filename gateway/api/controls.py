@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from engine.controls import document
 from engine.controls.changing import Asked, InvalidControl, TooManyChanges
+from engine.controls.document import Name, Percent
 from engine.controls.store import ChangedMeanwhile, ControlStore, Read
 from engine.errors import BrokerError, TopologyError
+from engine.plan.rules import Channel
 from gateway.access.principals import Operator
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, UNAVAILABLE, VERSION_CONFLICT, Kind, Problem
@@ -21,11 +23,24 @@ RETRY_SECONDS: Final = 10
 """`Retry-After` where too much was changed in a short time."""
 
 
-class NewKill(document.Kill, frozen=True, tag="kill", tag_field="kind", forbid_unknown_fields=True):
+class NewKill(msgspec.Struct, frozen=True, tag="kill", tag_field="kind", forbid_unknown_fields=True):
     """A kill switch, for all that its members name together. `hold` puts jobs back, `drop` ends them.
 
     `percent`, to restore it: how many of the users are let through again, always the same ones; all, if it is not said.
     """
+
+    tenant: Name | None = None
+    channel: Channel | None = None
+    provider: Name | None = None
+    category: Name | None = None
+    mode: document.Mode = "hold"
+    percent: Percent | UnsetType = UNSET
+
+    @property
+    def switch(self) -> document.Kill:
+        """The control that is meant."""
+        percent = 0 if self.percent is UNSET else self.percent
+        return document.Kill(self.tenant, self.channel, self.provider, self.category, self.mode, percent)
 
 
 class NewPause(document.Pause, frozen=True, tag="pause", tag_field="kind", forbid_unknown_fields=True):
@@ -77,8 +92,8 @@ async def change_controls(call: Call[Operator, ChangeQuery, Order]) -> Shown:
 
     Somebody else may change another control at the same time. Where it is the same one, the second is refused: look again.
     """
-    order, key = call.body, call.principal.key
-    asked = Asked(order.control, f"api-key {key}" if key is not None else "operator", order.why, order.restore)
+    key = call.principal.key
+    asked = _asked(call.body, f"api-key {key}" if key is not None else "operator")
     try:
         return _shown(await ControlStore(call.context.broker).change(asked, version=call.query.version))
     except InvalidControl as error:
@@ -92,6 +107,14 @@ async def change_controls(call: Call[Operator, ChangeQuery, Order]) -> Shown:
         raise Problem(VERSION_CONFLICT, str(error)) from error
     except (BrokerError, TopologyError) as error:
         raise _away(error) from error
+
+
+def _asked(order: Order, who: str) -> Asked:
+    control = order.control
+    if not isinstance(control, NewKill):
+        return Asked(control, who, order.why, order.restore)
+    percent = control.percent if order.restore and control.percent is not UNSET else None
+    return Asked(control.switch, who, order.why, order.restore, percent)
 
 
 def _shown(read: Read) -> Shown:

@@ -12,6 +12,7 @@ from engine.directory.templates import (
     Template,
     TemplateKey,
     activate_template,
+    check_channel,
     check_parts,
     delete_template,
     find_template,
@@ -26,7 +27,7 @@ from gateway.api.configuring import PLACES, Deletion, rules_changing
 from gateway.api.directory import Version, reading
 from gateway.api.pages import PageQuery, begin_of, cut
 from gateway.http.endpoint import Call, Endpoint
-from gateway.http.problems import INVALID_BODY, LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
+from gateway.http.problems import INVALID_BODY, INVALID_QUERY, LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
 
 _CHANGES: Final = (VERSION_CONFLICT, LIMIT_REACHED)
 
@@ -129,6 +130,10 @@ async def get_template(call: Call[Service, ShownQuery, None]) -> ShownTemplate:
 @Endpoint("PUT", _PATH, scope=Scope.CONFIG_WRITE, places=PLACES, refuses=_CHANGES, body_bytes=BODY_BYTES)
 async def replace_template(call: Call[Service, TemplateVersionQuery, TemplateBody]) -> Template:
     """Keep texts as a new version, and make it the active one. The last 20 versions are kept."""
+    try:
+        check_channel(call.query.channel)
+    except ValueError as error:
+        raise Problem(INVALID_QUERY, str(error), field="channel") from error
     try:
         check_parts(call.query.channel, call.body.parts)
     except ValueError as error:

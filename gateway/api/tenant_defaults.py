@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from engine.directory.tenant_defaults import delete_defaults, find_defaults, put_defaults
+from engine.directory.tenant_defaults import checked_defaults, delete_defaults, find_defaults, put_defaults
 from engine.plan.preferences import TenantDefaults
 from gateway.access.principals import Scope, Service
 from gateway.api.configuring import PLACES, Deletion, VersionQuery, rules_changing
-from gateway.api.directory import reading
+from gateway.api.directory import checked, reading
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, LIMIT_REACHED, VERSION_CONFLICT, Problem
 
@@ -26,8 +26,10 @@ async def replace_defaults(call: Call[Service, VersionQuery, TenantDefaults]) ->
     if call.body.version:  # passed over, it would look like the protection that the query gives
         said = "`version` counts the changes and is no part of the document: for a condition write it into the query"
         raise Problem(INVALID_BODY, said, field="version")
+    with checked():
+        document = checked_defaults(call.body)
     async with rules_changing(call.context, call.principal.tenant) as change:
-        return await put_defaults(change, call.body, call.query.version)
+        return await put_defaults(change, document, call.query.version)
 
 
 @Endpoint("DELETE", "/v1/tenant/defaults", scope=Scope.CONFIG_WRITE, places=PLACES, refuses=_CHANGES)

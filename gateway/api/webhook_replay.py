@@ -81,7 +81,8 @@ async def replay_webhook(call: Call[Service, EndpointQuery, ReplayBody]) -> Acte
     if endpoint is None:
         raise Problem(NOT_FOUND, "there is no such webhook endpoint: GET /v1/webhooks lists all", field="id")
     if endpoint.state != "active":
-        raise Problem(DISABLED, 'the endpoint is disabled: PUT it with `"state": "active"` first')
+        said = f"the endpoint is disabled: PUT /v1/webhooks/{endpoint.id} first, with its `url` and `types` as GET shows them"
+        raise Problem(DISABLED, f'{said} and `"state": "active"`: what a PUT leaves out is not kept')
     try:
         if (body.cursor or "").startswith(MISSED):
             fates, next_ = await _missed(context, replays, endpoint, tenant, body, AT_ONCE_MAX)

@@ -107,7 +107,7 @@ async def get_webhook(call: Call[Service, EndpointQuery, None]) -> WebhookEndpoi
 
 @Endpoint("PUT", "/v1/webhooks/{id}", scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=_CHANGES)
 async def replace_webhook(call: Call[Service, EndpointVersionQuery, EndpointSettings]) -> WebhookEndpoint:
-    """Replace the address, the types and the state of an endpoint; its user and secrets stay."""
+    """Replace the address, the types and the state of an endpoint; its user and secrets stay. `types` left out are all types."""
     async with rules_changing(call.context, call.principal.tenant, await _user_of(call)) as change:
         return _found(await replace_endpoint(change, call.query.id, call.body, call.query.version))
 
@@ -119,7 +119,9 @@ async def remove_webhook(call: Call[Service, EndpointVersionQuery, None]) -> Del
         return Deletion(await delete_endpoint(change, call.query.id, call.query.version) is not None)
 
 
-@Endpoint("POST", "/v1/webhooks/{id}/secret", scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=_CHANGES)
+@Endpoint(
+    "POST", "/v1/webhooks/{id}/secret", scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=_CHANGES, empty_body=True
+)
 async def rotate_webhook_secret(call: Call[Service, EndpointVersionQuery, SecretBody]) -> WithSecret:
     """Give an endpoint another secret. The one before stays good, too, until it is deleted or the next one is made."""
     async with rules_changing(call.context, call.principal.tenant) as change:

@@ -29,6 +29,7 @@ from gateway.http.problems import (
     INTERNAL,
     INVALID_BODY,
     INVALID_QUERY,
+    SEE,
     UNAVAILABLE,
     Kind,
     Problem,
@@ -42,7 +43,6 @@ Q = TypeVar("Q")
 B = TypeVar("B")
 Handler = Callable[[Any], Awaitable[Any]]
 
-_SEE: Final = "; GET /openapi.json says what is taken"
 _STATUS: Final = "http.response.status_code"
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -88,6 +88,8 @@ class Endpoint:
         also: other statuses of an answer in the same form.
         refuses: the handler's own problems. What comes of principal, query and body need not be said.
         body_bytes: the largest body.
+        empty_body: a request without body means `{}`. Not where an empty document replaces something or chooses all there is:
+            there a body is more likely to have been lost on its way.
         places: how many such requests may be under way at a time.
         opens_session: needs room for a session, and counts as a handshake.
         keyed: takes `Idempotency-Key`, and says of an answer whether it is final. A request with the same key gets the final
@@ -103,6 +105,7 @@ class Endpoint:
     also: tuple[int, ...] = ()
     refuses: tuple[Kind, ...] = ()
     body_bytes: int = 65_536
+    empty_body: bool = False
     places: Shares | None = None
     opens_session: bool = False
     keyed: Callable[[Any], bool] | None = None
@@ -231,15 +234,20 @@ class Endpoint:
             return msgspec.convert(said, self.query, strict=False)
         except msgspec.ValidationError as error:
             text = str(error).replace(", got `str`", "").replace("`bool`", "`true` or `false`")
-            raise Problem(INVALID_QUERY, text + _SEE, field=field_of(error)) from error
+            raise Problem(INVALID_QUERY, text + SEE, field=field_of(error)) from error
 
     def _body(self, data: bytes) -> Any:
         if self._decode is None:
             return data
+        if not data.strip():
+            if not self.empty_body:
+                said = "the body is empty: send a JSON object, at least {}"
+                raise Problem(INVALID_BODY, said + SEE)
+            data = b"{}"
         try:
             return self._decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Problem(INVALID_BODY, str(error) + _SEE, field=field_of(error)) from error
+            raise Problem(INVALID_BODY, str(error) + SEE, field=field_of(error)) from error
 
 
 def _form(hint: Any) -> Any:

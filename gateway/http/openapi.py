@@ -70,7 +70,10 @@ def _operation(one: Endpoint, parameters: dict[str, Any], schema_of: dict[Any, A
         },
     }
     if one.body is not None:
-        found["requestBody"] = {"required": True, **_content("application/json", schema_of[one.body])}
+        found["requestBody"] = {
+            "required": not one.empty_body,
+            **_content("application/json", schema_of[one.body]),
+        }
     return found
 
 

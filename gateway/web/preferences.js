@@ -3,6 +3,7 @@
 import { $, CHANNELS, ask, element, notice, user } from "/page.js";
 
 const CHOICES = { "": "–", on: "on", off: "off", digest: "digest", instant: "instant" };
+const INAPP_CHOICES = { "": "–", on: "on", off: "off" }; // what is stored is shown at once, or not at all
 const DAYS = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 const DISTURBING = ["push", "email", "sms"]; // what quiet hours can silence
 const NIGHT = { start: "22:00", end: "07:00" };
@@ -116,7 +117,7 @@ function cellOf({ path, name, effective }, channel) {
 
 function selectOf(path, label) {
   const made = element("select", { "aria-label": label, "data-path": path.join("/") },
-    ...Object.entries(CHOICES).map(([value, text]) => element("option", { value }, text)));
+    ...Object.entries(path.at(-1) === "inapp" ? INAPP_CHOICES : CHOICES).map(([value, text]) => element("option", { value }, text)));
   made.value = at(draft, path) ?? "";
   made.classList.toggle("edited", made.value !== (at(held.document, path) ?? ""));
   made.addEventListener("change", () => {

@@ -87,10 +87,15 @@ def diff(
 @app.command()
 def export(files: Files, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
     """Write the tenant's configuration into a folder that has none. Applying it changes nothing."""
+    from engine.directory.templates import FORMS
     from ops.config_files import write_folder
 
     name = checked_tenant(tenant)
-    written = write_folder(files, _run(folder, lambda pool: _stored(pool, name)))
+    stored = _run(folder, lambda pool: _stored(pool, name))
+    written = write_folder(files, stored)
+    for key in stored.templates:
+        if key.channel not in FORMS:
+            err.print(f"seamark: left out: template {key}, which nothing uses: delete it", markup=False)
     if as_json:
         print_json({"written": [str(path) for path in written]})
     else:

@@ -112,8 +112,9 @@ def restore(
     lane: Lane = None,
     type: Type = None,
     percent: Annotated[
-        int, typer.Option("--percent", help="How many of the users a kill switch lets through; 100: it goes.")
-    ] = 100,
+        int | None,
+        typer.Option("--percent", help="How many of the users a kill switch lets through; 100, or not said: it goes."),
+    ] = None,
     who: Who = None,
     version: Version = None,
     folder: Folder = DATA_FOLDER,
@@ -128,15 +129,14 @@ def restore(
         "lane": lane,
         "type": type,
     }
-    if kind == "kill":
-        given["percent"] = percent  # type: ignore[assignment]
-    elif percent != 100:
+    if kind != "kill" and percent is not None:
         raise InvalidSetting("--percent: only kill switches are restored step by step; set another throttle instead")
     if kind == "throttle":
         given["per_minute"] = 0  # type: ignore[assignment]
     elif kind not in ("kill", "pause"):
         raise InvalidSetting(f"there is no {kind!r} to restore: choose kill, pause or throttle")
-    _change(folder, _target(kind, **given), why, who, version, restore=True, as_json=as_json)
+    target = _target(kind, **given)
+    _change(folder, target, why, who, version, restore=True, percent=percent, as_json=as_json)
 
 
 @app.command()
@@ -222,12 +222,13 @@ def _change(
     version: int | None,
     *,
     restore: bool = False,
+    percent: int | None = None,
     as_json: bool,
 ) -> None:
     """Make a change, show it, and write it into the log where PostgreSQL answers."""
     from engine.controls.changing import Asked, InvalidControl
 
-    asked = Asked(target, who or _me(), why, restore)
+    asked = Asked(target, who or _me(), why, restore, percent)
     try:
         read = _run(folder, lambda desk: desk.change(asked, version=version))
     except InvalidControl as error:

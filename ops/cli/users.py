@@ -48,6 +48,9 @@ def import_(
     """Store all users of a file, or none, with each fault and its line. What a line does not say stays as it is.
 
     The same file again changes nothing. Users who were deleted are passed over.
+
+    Columns of CSV: id, email, phone, locale, timezone, attributes.<name>. A cell of an attribute that is written as a number
+    (18, 12.50), true or false is one; in a column attributes.<name>:text, as attributes.zip:text, it is a text.
     """
     found = _read(file, form)
     if found.faults:

@@ -232,7 +232,7 @@ def fold(
 
 def _row(user: User, stored: Delivered, entry: Entry, epoch: str, era: int) -> Row:
     event, plan = entry.event, entry.plan
-    withheld = _withheld(plan)
+    withheld = withheld_by(plan)
     return Row(
         tenant=user[0],
         user_id=user[1],
@@ -255,7 +255,7 @@ def _row(user: User, stored: Delivered, entry: Entry, epoch: str, era: int) -> R
     )
 
 
-def _withheld(plan: dict[str, Any]) -> str | None:
+def withheld_by(plan: dict[str, Any]) -> str | None:
     """Why a dispatcher has had the record stored, but shown to nobody; None: it has not."""
     parts = list(plan.values())
     if not parts or not all(isinstance(one, dict) and one.get("when") == "never" for one in parts):

@@ -10,7 +10,7 @@ import msgspec
 
 from engine.partition.reader import Delivered
 from projections.folds.changes import NEVER_SHOWN, NO_RECORD
-from projections.folds.inbox import SEQ_MAX, User, decode_entry, fold
+from projections.folds.inbox import SEQ_MAX, User, decode_entry, fold, withheld_by
 from projections.projection import INBOX
 from projections.verify.streams import Key, Part, Row
 
@@ -28,7 +28,9 @@ def light(stored: Delivered) -> Delivered | None:
         entry.up_to = max(-1, min(entry.up_to, SEQ_MAX))
     if entry.event is not None:
         entry.event.seq = max(0, min(entry.event.seq, SEQ_MAX))
-    entry.plan = dict.fromkeys(entry.plan)
+    # A plan tells by which channels, and in each of them much else: a fold asks for their names, and for why all are never sent.
+    why = withheld_by(entry.plan)
+    entry.plan = dict.fromkeys(entry.plan) if why is None else {"": {"when": "never", "why": why}}
     headers = NEVER_SHOWN if NEVER_SHOWN in stored.headers else b""
     digest = hashlib.sha256(stored.payload).digest()
     return msgspec.structs.replace(stored, headers=headers, payload=digest + _encode(entry))

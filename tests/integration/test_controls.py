@@ -40,8 +40,15 @@ async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
         yield connection
 
 
-async def change(broker: Broker, target: Control | Rehydrate, *, who: str = "ops", restore: bool = False) -> int:
-    return (await ControlStore(broker).change(Asked(target, who, "outage", restore))).version
+async def change(
+    broker: Broker,
+    target: Control | Rehydrate,
+    *,
+    who: str = "ops",
+    restore: bool = False,
+    percent: int | None = None,
+) -> int:
+    return (await ControlStore(broker).change(Asked(target, who, "outage", restore, percent))).version
 
 
 # --- two operators -------------------------------------------------------------------------------------------------------
@@ -217,6 +224,14 @@ async def test_a_throttled_tenant_is_told_when_to_come_back_whichever_gateway_it
         assert (await gateways[0].broker.stream("EVENTS")).messages == 2
 
 
+async def test_the_events_of_a_minute_may_come_at_once(
+    patient: None, nats_server: NatsServer, postgres: str, valkey: Valkey
+) -> None:
+    async with throttled(nats_server, postgres, valkey, Throttle("acme", 2)) as gateways:
+        statuses = [(await post(gateways[n % 2], {**EVENT, "id": f"e{n}"}))[0] for n in range(4)]
+        assert statuses == [202, 202, 429, 429]
+
+
 async def test_in_a_bulk_request_each_event_is_throttled_for_itself_and_order_is_kept(
     patient: None, nats_server: NatsServer, postgres: str, valkey: Valkey
 ) -> None:
@@ -318,7 +333,7 @@ async def test_each_change_has_one_row_however_many_gateways_write_it(nats_serve
         gateway_on(nats_server, postgres_url=postgres, topology_ready=True),
     ):
         await change(gateway.broker, PUSH, who="ann")
-        await change(gateway.broker, Kill(channel="push", percent=10), restore=True, who="ben")
+        await change(gateway.broker, PUSH, restore=True, percent=10, who="ben")
 
         async def logged() -> list[Any]:
             found = await rows(postgres)
@@ -404,6 +419,11 @@ async def test_an_operator_sets_and_restores_controls_over_http(
         step = {"control": {**order["control"], "percent": 50}, "why": "better", "restore": True}  # type: ignore[dict-item]
         _, shown = await asked(gateway, key, step, f"?version={shown['version']}")
         assert shown["controls"][0]["control"]["percent"] == 50
+        nobody = {"control": {**order["control"], "percent": 0}, "why": "no", "restore": True}  # type: ignore[dict-item]
+        status, problem = await asked(gateway, key, nobody)
+        assert (status, problem["field"]) == (400, "control.percent"), (
+            "0 is a number that was said: it lets nobody through"
+        )
         whole = {**order, "restore": True}
         assert (await asked(gateway, key, whole))[1]["controls"] == []
 

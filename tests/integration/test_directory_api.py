@@ -8,8 +8,11 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from engine.directory.changes import changing
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.directory.templates import TemplateKey, put_template
+from engine.directory.tenant_defaults import put_defaults
 from engine.directory.users import UserFields, delete_user, put_user
 from engine.plan.preferences import TenantDefaults
 from ops.dev.servers import NatsServer
@@ -105,6 +108,12 @@ REFUSED: tuple[tuple[str, Any, str | None], ...] = (
     ("types/x", {"version": 3}, "version"),
     ("types/x", {"ttl_seconds": "1"}, "ttl_seconds"), ("tenant/defaults", {"version": 3}, "version"),
     ("tenant/defaults", {"quiet_hours": {"windows": [{"start": "25:00", "end": "07:00"}]}}, "start"),
+    ("tenant/defaults", {"timezone": "Mars"}, "timezone"), ("tenant/defaults", {"timezone": "../../etc/passwd"}, "timezone"),
+    ("tenant/defaults", {"locale": "xx_YY"}, "locale"), ("tenant/defaults", {"types": {"a..b": {"sms": "off"}}}, None),
+    ("tenant/defaults", {"channels": {"inapp": "digest"}}, "channels.inapp"),
+    ("templates/x/webhook/de", {"parts": {"body": "x"}}, "channel"),
+    ("templates/x/inapp/de", {"parts": {"body": "x"}}, "channel"),
+    ("templates/x/email/de", {"parts": {"subject": "B {{ order }}", "body": "x"}}, "parts"),
     ("templates/x/sms/german", {"parts": {"body": "x"}}, "locale"), ("templates/x/fax/de", {"parts": {"body": "x"}}, "channel"),
     ("templates/x/sms/de", {"parts": {"text": "x"}}, "parts"),
     ("templates/x/email/de", {"parts": {"subject": "a\nb", "body": "x"}}, "parts"),
@@ -117,6 +126,19 @@ async def test_what_cannot_be_kept_is_refused_with_the_field(gateway: TestGatewa
         assert status == 400, problem
         assert field is None or field in problem["field"]
     assert await all_of(gateway, "types") == await all_of(gateway, "templates") == []
+
+
+async def test_what_was_kept_before_it_was_refused_can_be_read_and_taken_away(gateway: TestGateway) -> None:
+    assert gateway.context.directory is not None
+    key = TemplateKey("order.*", "webhook", "de")
+    async with changing(gateway.context.directory.pool, "acme") as change:
+        await put_defaults(change, TenantDefaults(timezone="Mars", channels={"inapp": "digest"}))
+        await put_template(change, key, {"body": "{{ order }}"})
+    assert (await done(gateway, "GET", "tenant/defaults"))["timezone"] == "Mars"
+    assert (await done(gateway, "GET", f"templates/{key}"))["parts"] == {"body": "{{ order }}"}
+    assert [one["channel"] for one in await all_of(gateway, "templates")] == ["webhook"]
+    for path in ("tenant/defaults", f"templates/{key}"):
+        assert await done(gateway, "DELETE", path) == {"deleted": True}
 
 
 async def test_templates_are_versions_of_which_one_is_active(gateway: TestGateway) -> None:
@@ -295,6 +317,16 @@ async def test_a_secret_is_told_once_and_replaced_without_a_gap(gateway: TestGat
         await connection.close()
     own = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     assert (await done(gateway, "POST", f"{path}/secret", {"secret": own}))["secret"] == own
+
+
+async def test_a_request_without_body_is_told_so_and_taken_where_no_member_is_needed(gateway: TestGateway) -> None:
+    for method, path in (("PUT", "types/order.*"), ("PUT", "tenant/defaults"), ("POST", "webhooks")):
+        status, problem = await ask(gateway, method, path)
+        assert (status, problem["code"]) == (400, "invalid_body")
+        assert "JSON object" in problem["detail"]
+    assert (await ask(gateway, "GET", "types/order.*"))[0] == 404
+    made = await done(gateway, "POST", "webhooks", HOOK)
+    assert (await done(gateway, "POST", f"webhooks/{made['id']}/secret"))["secrets"] == 2
 
 
 async def test_endpoints_belong_to_a_tenant_or_a_user_and_can_be_switched_off(

@@ -129,6 +129,8 @@ async def test_of_patches_at_the_same_time_each_counts_and_of_one_version_one_wi
     [
         ({"channels": {"fax": "on"}}, "fax"),
         ({"channels": {"push": True}}, "channels"),
+        ({"channels": {"inapp": "digest"}}, "channels.inapp"),
+        ({"types": {"order.*": {"inapp": "instant"}}}, "types.order.*.inapp"),
         ({"types": {"order..x": {"push": "on"}}}, None),
         ({"timezone": "Mars/Phobos"}, None),
         ({"locale": "?"}, None),
@@ -145,10 +147,39 @@ async def test_what_is_no_document_is_refused_whole_and_leaves_no_mark(
     status, problem = await ask(gateway, "PATCH", "preferences", {**patch, "categories": {"orders": {"push": "on"}}})
     assert (status, problem["code"]) == (400, "invalid_body"), problem
     assert field is None or field in problem.get("field", "") + problem["detail"]
+    assert "GET /openapi.json" in problem["detail"]
     assert (await ask(gateway, "GET", "preferences"))[1]["document"] == {}
     async with Redis.from_url(valkey.url) as redis:
         marked = [key for key in await redis.keys("profile:*") if any(b"mark:" in f for f in await redis.hkeys(key))]
     assert marked == [], "whoever sends nonsense is not read from the primary for a minute because of it"
+
+
+async def test_the_app_is_switched_off_where_the_rule_makes_it_optional_and_is_shown_so(gateway: TestGateway) -> None:
+    await done(gateway, "PUT", "types/offers", {"inapp": "optional"})
+    await patched(gateway, {"channels": {"inapp": "off"}})
+
+    async def told() -> bool:
+        types = {one["type"]: one for one in (await ask(gateway, "GET", "preferences"))[1]["types"]}
+        return "offers" in types and bool(types["offers"]["channels"]["inapp"]["choice"] == "off")
+
+    await eventually(told)
+    [offers, orders] = (await ask(gateway, "GET", "preferences"))[1]["types"]
+    assert offers["channels"]["inapp"] == {"choice": "off", "source": "user_channel"}
+    assert orders["channels"]["inapp"] == {"choice": "on", "source": "always"}
+
+
+async def test_a_choice_that_was_kept_before_it_was_refused_keeps_nobody_from_another_change(
+    gateway: TestGateway, postgres: str
+) -> None:
+    await patched(gateway, {"channels": {"inapp": "on"}})
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute("""UPDATE preferences SET document = '{"channels": {"inapp": "digest"}}'""")
+    finally:
+        await connection.close()
+    held = await patched(gateway, {"channels": {"email": "off"}})
+    assert held["document"] == {"channels": {"inapp": "digest", "email": "off"}}
+    assert (await ask(gateway, "PATCH", "preferences", {"channels": {"inapp": "instant"}}))[0] == 400
 
 
 async def test_a_document_has_a_bound(gateway: TestGateway) -> None:

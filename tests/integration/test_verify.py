@@ -121,6 +121,22 @@ async def test_while_records_come_and_are_folded_nothing_differs(house: House, p
             await writing
 
 
+@pytest.mark.parametrize("why", ["expired", "cancelled"])
+async def test_what_was_stored_for_nobody_to_see_is_no_difference(house: House, why: str) -> None:
+    never = {"when": "never", "why": why}
+    await append(house, "user-1", "shown")
+    await append(house, "user-1", "never", plan={"inapp": never, "push": never})
+    await append(house, "user-1", "partly", plan={"inapp": {"when": "now"}, "push": never})
+    async with projecting_tables(house.nats.url, house.valkey.url, house.postgres_url, PARTITIONS):
+        await eventually(house.folded)
+    rows = {row["id"]: (row["channels"], row["withheld"]) for row in await house.pool.fetch("SELECT * FROM inbox")}
+    assert rows == {"shown": (["inapp"], None), "never": ([], why), "partly": (["inapp", "push"], None)}
+    assert await house.differences("inbox") == []
+    await house.pool.execute("UPDATE inbox SET withheld = NULL WHERE id = 'never'")
+    [found] = await house.differences("inbox")
+    assert (found.field, found.stored, found.expected) == ("withheld", None, why)
+
+
 @pytest.mark.parametrize("projection", ["unread", "inbox", "deliveries"])
 async def test_a_broker_that_restarts_in_the_midst_of_each_stage_is_waited_for(
     house: House, projection: str, monkeypatch

@@ -44,7 +44,9 @@ TYPE_RULES = st.builds(
     priority=st.none() | st.just("critical"),
     ttl_seconds=st.none() | SECONDS,
 )
-CHOICES = st.dictionaries(st.sampled_from([*CHANNELS, "*"]), st.sampled_from(["on", "off", "digest"]))
+CHOICES = st.dictionaries(st.sampled_from([*CHANNELS, "*"]), st.sampled_from(["on", "off", "digest"])).filter(
+    lambda line: line.get("inapp") != "digest"
+)
 DOCUMENTS = st.builds(
     TenantDefaults,
     channels=CHOICES,
@@ -75,7 +77,9 @@ def configurations(draw: st.DrawFn) -> Configuration:
     rules = draw(st.dictionaries(PATTERNS, TYPE_RULES, max_size=3))
     keys = draw(
         st.sets(
-            st.builds(TemplateKey, PATTERNS, st.sampled_from(CHANNELS), st.sampled_from(["default", "de", "de-AT"])),
+            st.builds(
+                TemplateKey, PATTERNS, st.sampled_from(sorted(FORMS)), st.sampled_from(["default", "de", "de-AT"])
+            ),
             max_size=3,
         )
     )
@@ -140,6 +144,12 @@ def test_a_change_names_the_members_that_differ() -> None:
     ("types/x.toml", 'pattern = "y"', "`pattern`"),
     ("types/x.yaml", "", ".toml"),
     ("tenant.toml", "unknown = 1", "unknown"),
+    ("tenant.toml", 'timezone = "Mars"', "`timezone`"),
+    ("tenant.toml", 'locale = "xx_YY"', "`locale`"),
+    ("tenant.toml", '[channels]\ninapp = "digest"', "`channels.inapp`"),
+    ("tenant.toml", '[types."a..b"]\nsms = "off"', "'a..b'"),
+    ("templates/x/sms.de/body.txt", "{{ order }}", "`order`"),
+    ("templates/x/webhook.de/body.json", "x", "no templates"),
     ("templates/x/email.de/body.md", "x", "needs subject"),
     ("templates/x/sms.german/body.txt", "x", "email.de"),
     ("templates/x/sms.de/body.md", "x", "body.txt"),
@@ -171,3 +181,12 @@ def test_nothing_is_written_over_and_an_empty_folder_is_no_configuration(tmp_pat
     (tmp_path / "types").mkdir()
     with pytest.raises(InvalidSetting, match="there already"):
         write_folder(tmp_path, Configuration())
+
+
+def test_a_template_that_nothing_uses_is_not_written_as_its_file_would_be_refused(tmp_path: Path) -> None:
+    used, unused = TemplateKey("x", "sms", "de"), TemplateKey("x", "webhook", "de")
+    stored = Configuration(templates={used: {"body": "b"}, unused: {"body": "b"}})
+    assert [path.name for path in write_folder(tmp_path, stored)] == ["body.txt"]
+    wanted, faults = read_folder(tmp_path)
+    assert (dict(wanted.templates), faults) == ({used: {"body": "b"}}, [])
+    assert [(one.action, one.name) for one in differences(stored, wanted, prune=False)] == [("keep", str(unused))]

@@ -24,8 +24,15 @@ from engine.controls.view import GO, Controls, Verdict, let_through
 PUSH = Kill(channel="push")
 
 
-def changed(document: Document, target: Control | Rehydrate, *, restore: bool = False, now: float = 0.0) -> Document:
-    return change(document, Asked(target, "ops", "outage", restore), id=f"c{now}", now=now)
+def changed(
+    document: Document,
+    target: Control | Rehydrate,
+    *,
+    restore: bool = False,
+    percent: int | None = None,
+    now: float = 0.0,
+) -> Document:
+    return change(document, Asked(target, "ops", "outage", restore, percent), id=f"c{now}", now=now)
 
 
 def after(*targets: Control) -> Document:
@@ -49,19 +56,38 @@ def test_a_change_says_what_was_and_what_is_and_who_and_why() -> None:
 def test_a_kill_switch_is_restored_in_steps_and_never_backwards() -> None:
     document = after(PUSH)
     for percent in (10, 50):
-        document = changed(document, Kill(channel="push", percent=percent), restore=True)
+        document = changed(document, Kill(channel="push"), restore=True, percent=percent)
         assert [each.control for each in document.controls] == [Kill(channel="push", percent=percent)]
     with pytest.raises(InvalidControl) as refused:
-        changed(document, Kill(channel="push", percent=20), restore=True)
+        changed(document, Kill(channel="push"), restore=True, percent=20)
     assert refused.value.field == "percent"
-    document = changed(document, Kill(channel="push", percent=100), restore=True)
+    document = changed(document, Kill(channel="push"), restore=True, percent=100)
     assert document.controls == ()
     assert document.changes[-1].after is None
     assert document.changes[-1].before == Kill(channel="push", percent=50)
 
 
+@pytest.mark.parametrize("before", [0, 10])
+def test_restoring_no_percent_of_the_users_never_takes_the_switch_off(before: int) -> None:
+    document = after(Kill(channel="sms", percent=before))
+    with pytest.raises(InvalidControl, match=f"{before} already") as refused:
+        changed(document, Kill(channel="sms"), restore=True, percent=0)
+    assert refused.value.field == "percent"
+
+
+@pytest.mark.parametrize("percent", [-1, 101])
+def test_a_share_that_there_cannot_be_is_refused(percent: int) -> None:
+    with pytest.raises(InvalidControl, match="0 to 100"):
+        changed(after(PUSH), PUSH, restore=True, percent=percent)
+
+
+def test_only_kill_switches_are_restored_step_by_step() -> None:
+    with pytest.raises(InvalidControl, match="only kill switches"):
+        changed(after(Pause("bulk")), Pause("bulk"), restore=True, percent=10)
+
+
 def test_restoring_keeps_the_mode_of_the_switch() -> None:
-    document = changed(after(Kill(channel="sms", mode="drop")), Kill(channel="sms", percent=10), restore=True)
+    document = changed(after(Kill(channel="sms", mode="drop")), Kill(channel="sms"), restore=True, percent=10)
     assert document.controls[0].control == Kill(channel="sms", mode="drop", percent=10)
 
 

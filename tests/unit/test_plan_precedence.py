@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 from msgspec.structs import replace
 
+from engine.plan.choices import Effective, effective
 from engine.plan.decide import WAIT_MAX, decide, plan
 from engine.plan.decisions import WHYS, Decision, Inputs, Kill, Stage
 from engine.plan.hours import Window
@@ -184,6 +185,14 @@ def test_the_app_is_switched_off_only_where_the_rule_makes_it_optional() -> None
     assert decide("inapp", off) == Decision("now", "default")
     optional = replace(off, rule=replace(off.rule, inapp="optional"))
     assert decide("inapp", optional) == Decision("never", "user_off")
+
+
+def test_the_app_shows_at_once_what_a_choice_for_all_channels_would_have_wait() -> None:
+    waits = with_document(plain(), "user", channels={"*": "digest"})
+    optional = replace(waits, rule=replace(waits.rule, inapp="optional"))
+    assert decide("inapp", optional) == Decision("now", "user_on")
+    held = effective("inapp", "x", None, optional.rule, optional.profile.preferences, optional.defaults)
+    assert held == Effective("on", "user_channel"), "what is shown to the user is what is decided"
 
 
 @pytest.mark.parametrize("cause", ["no rule", "opted out", "killed", "no address", "quiet hours", "send window"])

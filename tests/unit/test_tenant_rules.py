@@ -1,5 +1,7 @@
 """What a tenant says of its types: the pattern that says most of a type wins."""
 
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from engine.directory.rules import TenantRules
 from engine.directory.templates import FORMS, check_parts
 from engine.plan.rules import TypeRule
+from engine.worker.preview import ToPreview, preview
 
 WORDS = st.lists(st.sampled_from(["order", "shipped", "late", "x"]), min_size=1, max_size=4).map(".".join)
 PATTERNS = st.one_of(WORDS, WORDS.map(lambda words: f"{words}.*"), st.just("*"))
@@ -39,10 +42,11 @@ def test_a_webhook_of_the_tenant_gets_what_one_of_its_patterns_matches(patterns:
 
 
 @pytest.mark.parametrize(("channel", "parts"), [
-    ("email", {"subject": "Order {{ data.order }}", "body": "{% if a %}*b*{% endif %}\n{# a note #}"}),
+    ("email", {"subject": "Order {{ data.order }}", "body": "{% if data.a %}*b*{% endif %}{{ unsubscribe_url }}\n{# a note #}"}),
     ("email", {"subject": "s", "body": "b", "html": "<p>{{ '}' }}</p>"}), ("sms", {"body": "x"}),
     ("push", {"body": "x", "title": "t"}),
-    ("webhook", {"body": '{"a": {"b": {{ data.b }}}}'}), ("inapp", {"body": "a\tb\nc"}),
+    ("sms", {"body": "a\tb\nc {{ type }} {{ tenant }} {{ locale }}"}),
+    ("sms", {"body": "{% for line in data.lines %}{{ loop.index }} {{ line.name }}{% endfor %}"}),
 ])  # fmt: skip
 def test_a_template_has_the_parts_of_its_channel(channel: str, parts: dict[str, str]) -> None:
     check_parts(channel, parts)
@@ -60,7 +64,22 @@ def test_a_template_has_the_parts_of_its_channel(channel: str, parts: dict[str, 
     ("sms", {"body": "ok\n{{ data.x() }}"}, "parts.body`: line 2: templates have no call"),
     ("sms", {"body": "{% if a %}"}, "parts.body`: line 1"),
     ("push", {"body": "x", "title": "{{ a | nothing }}"}, "parts.title`: .*nothing"),
+    ("email", {"subject": "B {{ order }}", "body": "x"}, "parts.subject`: there is no value `order`; there are data, locale, "),
+    ("sms", {"body": "{% for line in lines %}{% endfor %}"}, "`lines`"),
+    ("sms", {"body": "{{ name | default('you') }}"}, "`name`"),
+    ("sms", {"body": "{% for line in data.lines %}{% endfor %}{{ line }}"}, "`line`"),
+    ("sms", {"body": "{{ unsubscribe_url }}"}, "`unsubscribe_url`"),
+    ("webhook", {"body": "x"}, "`channel` webhook has no templates.*push, email, sms have"),
+    ("inapp", {"body": "x"}, "`channel` inapp has no templates"),
 ])  # fmt: skip
 def test_what_cannot_be_a_template_is_refused_with_the_part(channel: str, parts: dict[str, str], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         check_parts(channel, parts)
+
+
+@pytest.mark.parametrize("channel", sorted(FORMS))
+def test_a_template_gets_the_values_that_it_may_name(channel: Literal["email", "push", "sms"]) -> None:
+    for name in FORMS[channel].names:
+        parts = dict.fromkeys(FORMS[channel].must, f"{{% if {name} is defined %}}there{{% endif %}}")
+        shown = preview("acme", ToPreview("order.shipped", channel, data={"a": 1}, parts=parts), parts)
+        assert "there" in (shown.text or shown.body or ""), name

@@ -33,6 +33,26 @@ def test_a_csv_file_says_what_its_columns_say_and_an_empty_cell_takes_away() -> 
     assert (bob.fields.email, bob.fields.attributes) == (None, {})
 
 
+@pytest.mark.parametrize(("cell", "value"), [
+    ("18", 18), ("0", 0), ("-3", -3), ("12.50", 12.5), ("-0.5", -0.5), ("true", True), ("false", False),
+    ("123456789012345", 123456789012345), ("1234567890123456", "1234567890123456"), ("0.1234567890123456", "0.1234567890123456"),
+    ("01234", "01234"), ("00", "00"), ("-0", "-0"), ("-0.0", "-0.0"), ("1e3", "1e3"), ("+1", "+1"), (".5", ".5"), ("5.", "5."),
+    (" 1", " 1"), ("1 ", "1 "), ("1,5", "1,5"), ("1_000", "1_000"), ("٣", "٣"), ("1٣", "1٣"), ("²", "²"), ("True", "True"),
+    ("null", "null"), ("NaN", "NaN"), ("inf", "inf"), ("0x1f", "0x1f"), ("18\n", "18\n"),
+])  # fmt: skip
+def test_a_cell_of_an_attribute_is_what_it_is_written_as(cell: str, value: object) -> None:
+    [user] = read(f'id,attributes.a,attributes.b:text\nalice,"{cell}","{cell}"\n', "csv").users
+    found = user.fields.attributes
+    assert (found, type(found["a"])) == ({"a": value, "b": cell}, type(value))
+
+
+def test_other_columns_are_texts_and_one_attribute_stands_in_one_column() -> None:
+    [user] = read("id,attributes.a\n17,1\n", "csv").users
+    assert user.id == "17"
+    for header in ("id,attributes.a,attributes.a:text", "id,attributes.:text", "id:text", "id,email:text"):
+        assert [fault.line for fault in read(f"{header}\nalice,1,1\n", "csv").faults] == [1], header
+
+
 def test_a_line_of_ndjson_says_what_it_has_and_null_takes_away() -> None:
     found = read(
         '{"id":"alice","locale":"de-at","attributes":{"n":1}}\n\n{"id":"bob","phone":null,"attributes":null}\n',

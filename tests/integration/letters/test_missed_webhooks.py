@@ -63,7 +63,9 @@ async def test_an_endpoint_gets_again_what_it_has_missed_since_a_time_each_messa
         assert (await replay(until=since.isoformat()))[1]["fates"] == {}
         async with changing(world.pool, TENANT) as change:
             await replace_endpoint(change, other, EndpointSettings(url=new.url, state="disabled"))
-        assert (await replay(other))[1]["code"] == "endpoint_disabled"
+        refused = (await replay(other))[1]
+        assert refused["code"] == "endpoint_disabled"
+        assert all(word in refused["detail"] for word in (other, "`url`", "`types`", '"state": "active"'))
         answers = await asyncio.gather(*(replay() for _ in range(3)))
         assert {status for status, _ in answers} == {200}
         assert (await replay(cursor="m.x"))[0] == 400

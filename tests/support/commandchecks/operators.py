@@ -164,6 +164,7 @@ def _control_restore(reader: Manual, folder: Path) -> None:
     reader.seamark("control", "restore", "kill", "--tenant", "nobody", "--why", "x", code=MISCONFIGURED)
     reader.seamark("control", "kill", "--category", "promo", "--why", "x")
     words = ["control", "restore", "kill", "--category", "promo", "--why", "y", "--json"]
+    reader.seamark(*words, "--percent", "0", code=MISCONFIGURED)
     [half] = lines(reader.seamark(*words, "--percent", "50"))
     assert half["change"]["after"]["percent"] == 50
     [whole] = lines(reader.seamark(*words))

@@ -65,6 +65,9 @@ def _config_diff(reader: Manual, folder: Path) -> None:
     (folder / "tenant.toml").write_text("unknown = 1\n")
     said = reader.seamark("config", "diff", str(folder), "--json", code=MISCONFIGURED)
     assert "unknown" in lines(said)[0]["fault"]
+    (folder / "tenant.toml").write_text('timezone = "Mars"\n')
+    said = reader.seamark("config", "diff", str(folder), "--json", code=MISCONFIGURED)
+    assert "`timezone`" in lines(said)[0]["fault"]
 
 
 @checks("config export")
