@@ -182,7 +182,7 @@ def check_given(node: nodes.Filter) -> None:
         TemplateFailed: with what it may be given.
     """
     kinds = _FILTERS[node.name].given
-    named: list[tuple[str, nodes.Expr]] = [(one.key, one.value) for one in node.kwargs]
+    named: list[tuple[str, nodes.Expr]] = [(str(one.key), one.value) for one in node.kwargs]
     given = [*zip(kinds, node.args, strict=False), *named]
     if len(node.args) > len(kinds) or any(name not in kinds for name, _ in given):
         said = f"is given {' and '.join(kinds)}, and nothing else" if kinds else "is given nothing"
