@@ -8,25 +8,24 @@ to guard it. Rounds of loops, looks at values and what is written are counted, a
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import Callable, Mapping
-from functools import lru_cache, wraps
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
-from jinja2.runtime import LoopContext
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes, pass_context
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
+from engine.channels import template_steps as steps
+from engine.channels.template_filters import FILTERS_ALLOWED, TESTS_ALLOWED, check_given, text_of
+from engine.channels.template_steps import LOOP_ROUNDS_MAX, TemplateFailed
+
+__all__ = ["LOOP_ROUNDS_MAX", "OUTPUT_CHARS_MAX", "TAGS_MAX", "TAG_CHARS_MAX", "TemplateFailed", "check", "render"]
+
 OUTPUT_CHARS_MAX: Final = 200 << 10
 """Twice the largest template, and twice what mail programs show."""
-
-LOOP_ROUNDS_MAX: Final = 1000
-"""Rounds of all loops of a rendering together: more than a mail lists."""
-
-STEPS_MAX: Final = 100_000
-"""Looks at members and filters, of long texts one for every 256 characters: a hundred in each of these rounds, some 50 ms."""
 
 DEPTH_MAX: Final = 50
 """Nesting of a template: the parser recurses."""
@@ -43,28 +42,18 @@ CACHE_TEMPLATES: Final = 256
 Escape = Literal["none", "html", "markdown"]
 """How values are written: as they are; so that they are no HTML; so that they are no Markdown."""
 
-_FILTERS: Final = ("capitalize", "default", "first", "float", "int", "last", "length", "lower", "round", "title", "trim",
-                   "truncate", "upper")  # fmt: skip
-"""Filters that make nothing much longer than what they get. `join` is our own."""
-
-_TESTS: Final = ("defined", "undefined", "none", "string", "number", "mapping", "sequence", "true", "false", "odd", "even",
-                 "eq", "ne", "lt", "le", "gt", "ge", "in")  # fmt: skip
-
 _NODES: Final = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.Name, nodes.Const, nodes.Getattr,
                  nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Keyword, nodes.Test, nodes.Compare, nodes.Operand, nodes.And,
                  nodes.Or,
                  nodes.Not, nodes.CondExpr, nodes.Sub, nodes.Neg)  # fmt: skip
-
-_TAG: Final = re.compile(r"\{[{%].*?(?:[}%]\}|\Z)", re.DOTALL)
 
 _LOOP: Final = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
 
 _MARKDOWN: Final = str.maketrans({mark: f"\\{mark}" for mark in r"""\`*_{}[]()<>#+-.!|~&"':="""} | {"\r": ""})
 """CommonMark lets every punctuation character be itself behind a backslash."""
 
-
-class TemplateFailed(Exception):
-    """A template cannot be rendered. The message is for its author: it holds nothing of the values."""
+_MARKDOWN_CHARS_A_STEP: Final = 16
+"""Of a value that is escaped."""
 
 
 class _Missing(StrictUndefined):
@@ -76,23 +65,43 @@ class _Missing(StrictUndefined):
         return False
 
 
-class _Spent(threading.local):
-    """What is left to the rendering that goes on in this thread: the environment that looks at values belongs to all."""
+class _Generator(CodeGenerator):
+    """Has comparisons and slices done by functions that count: Jinja writes them as operators of Python's."""
 
-    rounds = 0
-    steps = 0
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:  # noqa: N802
+        """Each operand is computed once, and only if those before it compare: `a < b < c`."""
+        left: nodes.Expr | str = node.expr
+        self.write("(")
+        for operand in node.ops:
+            last = operand is node.ops[-1]
+            self.write(f"environment.compared({operand.op!r}, ")
+            self.write(left) if isinstance(left, str) else self.visit(left, frame)
+            left = self.temporary_identifier()
+            self.write(", " if last else f", ({left} := ")
+            self.visit(operand.expr, frame)
+            self.write(")" if last else ")) and ")
+        self.write(")")
 
-    def step(self, value: Any = None) -> None:
-        self.steps -= 1 + (len(value) >> 8 if isinstance(value, str) else 0)
-        if self.steps < 0:
-            raise TemplateFailed(f"more than {STEPS_MAX} looks at values")
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.getitem(")
+        self.visit(node.node, frame)
+        self.write(", ")
+        self.visit(node.arg, frame)
+        self.write(")")
 
-
-_spent: Final = _Spent()
+    def visit_Slice(self, node: nodes.Slice, frame: Frame) -> None:  # noqa: N802
+        self.write("slice(")
+        for bound in (node.start, node.stop, node.step):
+            self.write("None") if bound is None else self.visit(bound, frame)
+            self.write(", ")
+        self.write(")")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     """Values are JSON: what stands behind a dot is a member of an object, never an attribute of Python's."""
+
+    code_generator_class = _Generator
+    compared = staticmethod(steps.compared)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, LoopContext) and attribute in _LOOP:
@@ -100,9 +109,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        _spent.step()
         if isinstance(obj, Undefined):
             raise TemplateFailed("a member of a value that is not given")
+        if isinstance(argument, slice):
+            return steps.sliced(obj, argument)
+        steps.take_text(argument)  # an object's member is found by going through its name
         if isinstance(obj, (dict, list, str)):
             try:
                 return obj[argument]
@@ -127,7 +138,7 @@ def render(text: str, values: Mapping[str, Any], *, escape: Escape = "none", cha
         TemplateFailed: it holds something else, names a value that is not given, or writes too much.
     """
     compiled, chars = _compiled(text, escape), 0
-    _spent.rounds, _spent.steps = LOOP_ROUNDS_MAX, STEPS_MAX
+    steps.begin()
     written: list[str] = []
     try:
         for piece in compiled.generate(values):
@@ -157,16 +168,13 @@ def check(text: str) -> None:
 @lru_cache(CACHE_TEMPLATES)
 def _compiled(text: str, escape: Escape) -> Any:
     environment = _environment(escape)
-    tags = [len(tag[0]) for tag in _TAG.finditer(text)]
-    if len(tags) > TAGS_MAX or max(tags, default=0) > TAG_CHARS_MAX:
-        raise TemplateFailed(
-            f"more than {TAGS_MAX} values and statements, or one of more than {TAG_CHARS_MAX} characters"
-        )
     try:
+        _check_lengths(environment, text)
         tree = environment.parse(text)
         _check(tree, 0)
         for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None)
+            nodes_inside = nodes.Const(sum(_nodes_of(part) for part in (*loop.body, *loop.else_)))
+            loop.iter = nodes.Filter(loop.iter, "counted", [nodes_inside], [], None, None)
         return environment.from_string(tree)
     except TemplateSyntaxError as error:
         raise TemplateFailed(f"line {error.lineno}: {error.message}") from error
@@ -174,6 +182,29 @@ def _compiled(text: str, escape: Escape) -> Any:
         raise TemplateFailed("it is nested too deeply") from error
     except ValueError as error:
         raise TemplateFailed("a number of it is too long") from error
+
+
+def _check_lengths(environment: _Environment, text: str) -> None:
+    """Refuse what the parser would take long for: by its tokens, since what ends a value may also stand in a text inside it."""
+    tags = chars = 0
+    for _, kind, token in environment.lex(text):
+        if kind in ("variable_begin", "block_begin"):
+            tags, chars = tags + 1, 0
+        chars = 0 if kind == "data" else chars + len(token)
+        if kind == "comment" or kind.startswith("raw"):
+            chars = 0
+        if tags > TAGS_MAX or chars > TAG_CHARS_MAX:
+            raise TemplateFailed(
+                f"more than {TAGS_MAX} values and statements, or one of more than {TAG_CHARS_MAX} characters"
+            )
+
+
+def _nodes_of(node: nodes.Node) -> int:
+    """What is done for a node in one round of the loop that it stands in. Loops inside it count their own rounds."""
+    if isinstance(node, nodes.For):
+        return 1 + _nodes_of(node.iter)
+    written = len(node.nodes) if isinstance(node, nodes.Output) else 0
+    return 1 + steps.WRITTEN_NODES * written + sum(_nodes_of(child) for child in node.iter_child_nodes())
 
 
 def _check(node: nodes.Node, depth: int) -> None:
@@ -185,17 +216,15 @@ def _check(node: nodes.Node, depth: int) -> None:
     if isinstance(node, nodes.For) and (node.recursive or node.test is not None):
         raise TemplateFailed(f"line {node.lineno}: a loop is neither recursive nor filtered; put an `if` into it")
     if isinstance(node, (nodes.Filter, nodes.Test)):
-        known = (*_FILTERS, "join") if isinstance(node, nodes.Filter) else _TESTS
+        known = FILTERS_ALLOWED if isinstance(node, nodes.Filter) else TESTS_ALLOWED
         if node.name not in known:
             raise TemplateFailed(f"line {node.lineno}: there is no {what} `{node.name}`; there are {', '.join(known)}")
-        if not isinstance(node, nodes.Test) and not all(isinstance(one, nodes.Const) for one in _given_to(node)):
-            raise TemplateFailed(f"line {node.lineno}: what the filter `{node.name}` is given must be written out")
+        if node.dyn_args is not None or node.dyn_kwargs is not None:
+            raise TemplateFailed(f"line {node.lineno}: what the {what} `{node.name}` is given must be written out")
+        if isinstance(node, nodes.Filter):
+            check_given(node)
     for child in node.iter_child_nodes():
         _check(child, depth + 1)
-
-
-def _given_to(node: nodes.Filter) -> list[nodes.Expr]:
-    return [*node.args, *(one.value for one in node.kwargs)]
 
 
 @lru_cache
@@ -205,63 +234,35 @@ def _environment(escape: Escape) -> _Environment:
         undefined=_Missing,
         finalize=_markdown if escape == "markdown" else _plain,
         keep_trailing_newline=True,
+        optimized=False,
     )
     environment.globals.clear()
-    environment.filters = {name: _metered(environment.filters[name]) for name in _FILTERS}
-    environment.filters |= {"counted": _counted, "join": _metered(_join)}
-    environment.tests = {name: environment.tests[name] for name in _TESTS}
+    environment.filters = {**FILTERS_ALLOWED, "counted": _counted}
+    environment.tests = dict(TESTS_ALLOWED)
     return environment
 
 
-def _metered(filter: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(filter)  # keeps the marks by which Jinja knows what else a filter wants
-    def metered(*args: Any, **kwargs: Any) -> Any:
-        for value in args:
-            _spent.step(value)
-        return filter(*args, **kwargs)
-
-    return metered
-
-
-def _counted(value: Any) -> Any:
+def _counted(value: Any, nodes_inside: int) -> Any:
     if isinstance(value, _Missing):
         return []
     if not isinstance(value, list):
         raise TemplateFailed("a loop over something that is no list")
-    _spent.rounds -= len(value)
-    if _spent.rounds < 0:
-        raise TemplateFailed(f"more than {LOOP_ROUNDS_MAX} rounds of its loops")
+    steps.take_rounds(len(value), nodes_inside)
     return value
 
 
-def _join(value: Any, between: str = "") -> str:
-    """Jinja's own takes texts, too, and puts itself between their letters: some of them in a row fill any memory."""
-    if not isinstance(value, list) or len(value) > LOOP_ROUNDS_MAX or len(str(between)) > 10:
-        raise TemplateFailed(f"`join` takes a list of at most {LOOP_ROUNDS_MAX}, and at most 10 characters between")
-    return str(between).join(_text(one) for one in value)
+@pass_context  # which there is only when it is rendered: so Jinja computes no constants before
+def _plain(_context: Context, value: Any) -> Any:
+    return value if isinstance(value, Undefined) else text_of(value)
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, Undefined) else _text(value)
-
-
-def _markdown(value: Any) -> Any:
+@pass_context
+def _markdown(_context: Context, value: Any) -> Any:
     if isinstance(value, (Undefined, Markup)):
         return value
-    return "\n".join(line.strip() for line in _text(value).translate(_MARKDOWN).split("\n"))
-
-
-def _text(value: Any) -> str:
-    """A value as people write it: what Python makes of lists and objects is for nobody's eyes."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return str(value)
-    raise TemplateFailed("a list or an object where a text should stand: say which of its members")
+    text = text_of(value)
+    steps.take(len(text) // _MARKDOWN_CHARS_A_STEP)  # not all of it need be written: no spaces are
+    return "\n".join(line.strip() for line in text.translate(_MARKDOWN).split("\n"))
 
 
 def _said(error: Exception) -> str:

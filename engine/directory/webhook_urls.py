@@ -25,15 +25,21 @@ _PRIVATE_ENDINGS: Final = ("localhost", "local", "internal", "intranet", "lan", 
                            "test", "invalid", "example")  # fmt: skip
 """Last labels that no public server has: of special use (RFC 6761, 6762, 8375), or kept for private networks by ICANN."""
 
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_SPECIAL: Final = tuple(map(ipaddress.ip_network, (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
+    "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4",
+    "2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20",
+    "224.0.0.0/4",  # multicast
+    "168.63.129.16/32",  # Azure answers its own machines there: no registry tells
+)))  # fmt: skip
+"""The registries of IANA (iana-ipv4-special-registry, iana-ipv6-special-registry), since what Python's `is_global` says of some
+of them differs between versions. Those that can be reached from everywhere are refused as well: they are of relays and name
+servers, of which the nearest answers, which may be one of our own network."""
 
-_NOT_GLOBAL: Final = (
-    ipaddress.ip_network("192.88.99.0/24"),  # whoever relays 6to4 (RFC 7526 ended it)
-    ipaddress.ip_network("fec0::/10"),  # private networks before fc00::/7 (RFC 3879)
-    ipaddress.ip_network("64:ff9b:1::/48"),  # NAT64 of a private network (RFC 8215)
-    ipaddress.ip_network("::ffff:0:0:0/96"),  # IPv4 translated (RFC 2765)
-)
-"""`is_global` is true of some of these in some versions of Python."""
+_GIVEN_OUT: Final = ipaddress.ip_network("2000::/3")
+"""All addresses of IPv6 that are given to public servers. What is outside is private, local, multicast, written in place of one
+of IPv4 (::ffff:0:0/96, 64:ff9b::/96), or nobody's."""
 
 _ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
 """The third quarter of an address that ends in one of IPv4 (RFC 5214)."""
@@ -81,16 +87,12 @@ def _check_address(text: str) -> None:
 
 
 def reachable_by_all(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether an address, and every one that is written inside it, belongs to a public server."""
+    """Whether an address, and one of IPv4 that is written at its end, belongs to a public server."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        isatap = int(address) >> 32 & 0xFFFF_FFFF in _ISATAP
-        if (
-            isatap or address in _NAT64 or int(address) >> 32 == 0
-        ):  # ::1.2.3.4 is the former way to write ::ffff:1.2.3.4
-            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
-        if not all(one is None or reachable_by_all(one) for one in inner):
+        if address not in _GIVEN_OUT:
             return False
-    if any(address in network for network in _NOT_GLOBAL):
-        return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
+        if int(address) >> 32 & 0xFFFF_FFFF in _ISATAP:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+            if not reachable_by_all(inner):
+                return False
+    return not any(address in network for network in _SPECIAL)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Final
 
 import aiohttp
+from cryptography import x509
 
 CERTIFICATE_BYTES_MAX: Final = 64 << 10
 FETCH_SECONDS: Final = 5.0
@@ -35,11 +36,11 @@ class Certificates:
         """The certificate at an address that `certificate_url` has passed. One is fetched at a time, whoever asks for how many.
 
         Raises:
-            Unfetched: there is none, or Amazon does not answer.
+            Unfetched: there is none that came whole, or Amazon does not answer in time.
         """
         async with self._turn:
             if url not in self._kept:
-                self._kept[url] = await self._ask(url)
+                self._kept[url] = _whole(await self._ask(url))
                 while len(self._kept) > KEPT_MAX:
                     self._kept.popitem(last=False)
             return self._kept[url]
@@ -57,14 +58,25 @@ class Certificates:
         await self._http.close()
 
     async def _ask(self, url: str) -> bytes:
+        """What Amazon answers, to its end: it may come in pieces."""
+        body = bytearray()
         try:
             async with (
                 asyncio.timeout(FETCH_SECONDS),
                 self._http.get(url, allow_redirects=False, trace_request_ctx=SimpleNamespace()) as answer,
             ):
-                body = await answer.content.read(CERTIFICATE_BYTES_MAX)
-                if answer.status == 200:
-                    return body
+                while len(body) <= CERTIFICATE_BYTES_MAX and (part := await answer.content.readany()):
+                    body += part
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Unfetched from error
-        raise Unfetched
+        if answer.status != 200 or len(body) > CERTIFICATE_BYTES_MAX:
+            raise Unfetched
+        return bytes(body)
+
+
+def _whole(body: bytes) -> bytes:
+    try:
+        x509.load_pem_x509_certificate(body)
+    except ValueError as error:
+        raise Unfetched from error
+    return body

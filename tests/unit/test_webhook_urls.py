@@ -8,8 +8,54 @@ from hypothesis import strategies as st
 
 from engine.directory.webhook_urls import check_url, reachable_by_all
 
-PRIVATE = ["0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
-           "192.0.0.0/29", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4"]  # fmt: skip
+SPECIAL = [
+    # the IPv4 Special-Purpose Address Registry of IANA
+    "0.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.0.0.0/29", "192.0.0.8/32", "192.0.0.9/32", "192.0.0.10/32", "192.0.0.170/32", "192.0.0.171/32",
+    "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.88.99.2/32", "192.168.0.0/16",
+    "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4", "255.255.255.255/32",
+    # multicast, and what clouds answer their own machines at
+    "224.0.0.0/4", "168.63.129.16/32", "192.0.0.192/32", "100.100.100.200/32",
+    # the IPv6 Special-Purpose Address Registry of IANA
+    "::1/128", "::/128", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "100:0:0:1::/64", "2001::/23",
+    "2001::/32", "2001:1::1/128", "2001:1::2/128", "2001:1::3/128", "2001:2::/48", "2001:3::/32", "2001:4:112::/48",
+    "2001:10::/28", "2001:20::/28", "2001:30::/28", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20",
+    "5f00::/16", "fc00::/7", "fe80::/10",
+    # formerly of private networks, multicast, and what nobody has been given
+    "fec0::/10", "ff00::/8", "::/8", "100::/8", "200::/7", "400::/6", "800::/5", "1000::/4", "4000::/2", "8000::/1",
+]  # fmt: skip
+PRIVATE = [network for network in SPECIAL if ":" not in network]
+
+
+@pytest.mark.parametrize("network", SPECIAL)
+def test_no_network_of_a_special_purpose_is_taken_whatever_this_python_says_of_it(
+    network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (ipaddress.IPv4Address, ipaddress.IPv6Address):
+        for said, value in (
+            ("is_global", True),
+            ("is_private", False),
+            ("is_reserved", False),
+            ("is_multicast", False),
+        ):
+            monkeypatch.setattr(kind, said, value)
+    inside = ipaddress.ip_network(network)
+    for number in {0, 1, inside.num_addresses // 3, inside.num_addresses // 2, inside.num_addresses - 1}:
+        address = inside[min(number, inside.num_addresses - 1)]
+        assert not reachable_by_all(address)
+
+
+@pytest.mark.parametrize("network", SPECIAL)
+def test_what_lies_beside_a_special_network_is_judged_for_itself(network: str) -> None:
+    inside = ipaddress.ip_network(network)
+    for number in (int(inside.network_address) - 1, int(inside.broadcast_address) + 1):
+        if not 0 <= number < 1 << inside.max_prefixlen:
+            continue
+        beside = type(inside.network_address)(number)
+        special = any(
+            beside in other for one in SPECIAL if (other := ipaddress.ip_network(one)).version == beside.version
+        )
+        assert reachable_by_all(beside) is not special
 
 
 @pytest.mark.parametrize("url", [
