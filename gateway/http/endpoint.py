@@ -29,6 +29,7 @@ from gateway.http.problems import (
     INTERNAL,
     INVALID_BODY,
     INVALID_QUERY,
+    STORE_BROKEN,
     UNAVAILABLE,
     Kind,
     Problem,
@@ -137,6 +138,7 @@ class Endpoint:
         """All that a request may be answered with beside the answer."""
         return {
             INTERNAL,
+            STORE_BROKEN,
             *self.refuses,
             *((INVALID_QUERY,) if self.query else ()),
             *(bodies.PROBLEMS if self.body else ()),
