@@ -114,6 +114,12 @@ jobs_subjects = Gauge(
     "Schedules, and users with jobs waiting, in JOBS, as planners have seen it last; at most 1 000 000",
 )
 
+jobs_unread = Counter(
+    "seamark_jobs_unread",
+    "Messages of JOBS that no worker could read, and that were set aside as dead letters",
+    ("channel",),
+)
+
 planner_lag = Gauge(
     "seamark_planner_lag_seconds", "Age of the oldest record that waits to be planned; 0 when none waits", ("stream",)
 )

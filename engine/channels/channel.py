@@ -137,7 +137,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         first_at: when it was first to be sent: before, nobody has worked on it.
         untried_at: when it was last seen that nobody had begun this attempt.
         tried_at: when it was first tried: the horizon of its retries counts from there.
-        data: the notification's, for templates; where there is none, its `title`, `text` or `body` and `url` are shown.
+        data: the notification's, any JSON, for templates; where there is none, what `members_of` it has of `title`, `text` or
+            `body`, and `url` is shown.
         trace: the record's W3C `traceparent`.
         stored_at: when the log stored the record; none: it has none, as the job of a digest.
         requested: its event named the channel.
@@ -165,7 +166,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: datetime | None = None
     category: str = ""
     collapse_key: str = ""
-    data: dict[str, Any] = {}
+    data: Any = {}
     trace: str = ""
     stored_at: datetime | None = None
     requested: bool = False
@@ -206,6 +207,16 @@ def key_of(*parts: str) -> str:
 def claim_key_of(key: str, tries_before: int) -> str:
     """What a job's claim is named by: see `Job.claim_key`."""
     return f"{key}/{tries_before}" if tries_before else key
+
+
+def members_of(data: Any) -> dict[str, Any]:
+    """What a plain default can show of a notification's data: the members of an object; a text by itself is the `text`.
+
+    Other JSON has nothing to show.
+    """
+    if isinstance(data, dict):
+        return data
+    return {"text": data} if isinstance(data, str) else {}
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

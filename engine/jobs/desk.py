@@ -96,6 +96,14 @@ class Journal(Protocol):
             NotNow: not all of it can be done now; it is to be asked for again.
         """
 
+    async def set_aside(self, job: Job, done: Done, payload: bytes) -> None:
+        """The dead letter of a message that cannot be read.
+
+        Args:
+            job: what can be said of it.
+            payload: the message, as it stands.
+        """
+
     async def ended(self, job: Job) -> Done | None:
         """How the job has ended as far as `deliveries` knows; an end as `ambiguous` is none.
 

@@ -44,6 +44,7 @@ from engine.jobs.claims import (
 from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
 from engine.jobs.digests import next_round, with_members
 from engine.jobs.life import STORE_AWAY_SECONDS, AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
+from engine.jobs.messages import Unread
 from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, put_back_seconds, settle
 from engine.jobs.splitting import parts_of
@@ -133,6 +134,20 @@ class Handler:
             step = judge(job, delivery.deliveries, look, "", held_seconds=delivery.held_seconds)
             job = _untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
+
+    async def set_aside(self, unread: Unread) -> None:
+        """End what cannot be read: with a dead letter that keeps it, and receipts, as far as they can be told.
+
+        Done again it says the same. What has a claim may have been sent by a worker that could read it.
+
+        Raises:
+            BrokerError, StoreUnavailable: not all of it is done.
+        """
+        job, look = unread.job, await self._look(unread.job)
+        done = Done(job.attempt, "failed" if look is not None and look.claim is None else "ambiguous", "poison")
+        await self._journal.set_aside(job, done, unread.payload)
+        if job.id:
+            await self._store(job, receipts_of(job, done, self._clock.now()))
 
     def _unbegun(self, delivery: Delivery) -> Look | None:
         """What stands in place of a look where nobody else can have had the job; None: it has to be looked at."""

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from engine.broker.jetstream import Outgoing
 from engine.channels.channel import Job, Lane
 from engine.plan.rules import Channel
-from seamark.protocol.subjects import encode_token, encode_user
+from seamark.protocol.errors import InvalidToken
+from seamark.protocol.subjects import decode_token, encode_token, encode_user
 
 LANES: Final[tuple[Lane, ...]] = ("critical", "normal", "bulk")
 
 _encode = msgspec.json.Encoder().encode
 decode_job = msgspec.json.Decoder(Job).decode
+
+NO_JOB: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises where bytes are no job that this version knows."""
+
+NOBODY: Final = "?"
+"""In place of a tenant and a user, where a subject names none."""
 
 
 def job_subject(job: Job) -> str:
@@ -52,3 +59,61 @@ def schedule_of(job: Job, due: datetime) -> Outgoing:
     headers = f"Nats-Schedule:@at {at}\r\nNats-Schedule-Target:{job_subject(job)}\r\n"
     name += f"-{job.attempt}-{job.stage}-{job.put_backs}-{milliseconds}"
     return Outgoing(f"jobsched.{place}.{name}", _encode(job), headers.encode())
+
+
+class _Legible(msgspec.Struct):
+    """What may be read of a job that another version has written."""
+
+    id: str = ""
+    type: str = ""
+    target: str = ""
+    attempt: int = 0
+    tries_before: int = 0
+    digest: str = ""
+    trace: str = ""
+
+
+_decode_legible = msgspec.json.Decoder(_Legible).decode
+
+
+class Unread(NamedTuple):
+    """A message that is no job which this version can read: its bytes, and what can be said of it all the same.
+
+    `job.id` is "" where nothing of it can be read. It must never be sent or scheduled: it is not the whole job.
+    """
+
+    job: Job
+    payload: bytes
+
+
+def unread_job(channel: Channel, subject: bytes, payload: bytes) -> Unread:
+    """What can be said of a message of the lanes of `channel` that `decode_job` does not take."""
+    try:
+        told = _decode_legible(payload)
+    except NO_JOB:
+        told = _Legible()
+    tenant, user = _whose(subject)
+    job = Job(
+        id=told.id,
+        tenant=tenant,
+        user=user,
+        type=told.type,
+        channel=channel,
+        target=told.target,
+        attempt=max(0, told.attempt),
+        tries_before=max(0, told.tries_before),
+        first_at=datetime.now(UTC),
+        digest=told.digest,
+        trace=told.trace,
+    )
+    return Unread(job, payload)
+
+
+def _whose(subject: bytes) -> tuple[str, str]:
+    try:
+        _, _, _, tenant, user = subject.decode().split(".")
+        names = decode_token(tenant), decode_token(user)
+        encode_user(names[1])
+    except (ValueError, InvalidToken):
+        return NOBODY, NOBODY
+    return names

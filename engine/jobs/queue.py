@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -17,7 +17,7 @@ from engine.broker.connection import Subscription
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Lane
 from engine.errors import Unavailable
-from engine.jobs.messages import decode_job, job_consumer, message_of, schedule_of
+from engine.jobs.messages import NO_JOB, Unread, decode_job, job_consumer, message_of, schedule_of, unread_job
 from engine.plan.rules import Channel
 from seamark.protocol.subjects import JOBS_STREAM
 
@@ -36,6 +36,10 @@ is shorter than `ALONE_SECONDS`."""
 
 PULL_LOST_SECONDS: Final = 2 * PULL_EXPIRES_SECONDS
 """After so much silence the broker has lost a pull, or this process stood still: it orders anew."""
+
+UNREAD_DELIVERIES_MAX: Final = 3
+"""How often a message is handed out that a worker cannot read: while workers are replaced, one of a newer version may take it. It
+must not stay for ever, because the broker hands out so many at most that are not acknowledged, and others would wait for them."""
 
 _ACK_WORDS: Final = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.…`; a longer form has a domain and an account before the stream."""
@@ -75,6 +79,22 @@ class PulledJob:
             return  # said again soon; at worst somebody else gets it, too, and finds its claim
 
 
+class PulledUnread(NamedTuple):
+    """A message that cannot be read, handed out for the last time."""
+
+    broker: Broker
+    reply: bytes
+    unread: Unread
+
+    async def end(self) -> None:
+        """Have it handed out no more; returns when the broker has said that it knows.
+
+        Raises:
+            BrokerError: it could not be said, or nobody knows whether it was heard.
+        """
+        await self.broker.request(self.reply.decode(), b"+TERM")
+
+
 def deliveries_of(reply: bytes) -> int:
     """How often the message was handed out, by the subject on which it is acknowledged."""
     words = reply.split(b".")
@@ -94,11 +114,21 @@ class PulledLane:
 
     Args:
         on_job: called when a job has come.
+        on_unread: called with a message that cannot be read, once it was handed out `UNREAD_DELIVERIES_MAX` times.
     """
 
-    def __init__(self, broker: Broker, channel: Channel, lane: Lane, on_job: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        channel: Channel,
+        lane: Lane,
+        on_job: Callable[[], None],
+        on_unread: Callable[[PulledUnread], None],
+    ) -> None:
         self._broker = broker
+        self._channel: Channel = channel
         self._on_job = on_job
+        self._on_unread = on_unread
         self.lane = lane
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{job_consumer(channel, lane)}"
         self._inbox = f"{broker.settings.inbox_prefix}.jobs-{channel}-{lane}-{id(self):x}"
@@ -158,9 +188,12 @@ class PulledLane:
         ordered_at = self._brought(1)
         try:
             job = decode_job(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            # Only planners and workers write here. It stays, for people to look at; to drop it would hide a fault of ours.
-            _log.error("job_unreadable", subject_kind=subject.split(b".", 2)[1].decode(), error=type(error).__name__)
+        except NO_JOB as error:
+            # Only planners and workers write here: a newer version, or a fault of ours.
+            deliveries = deliveries_of(reply)
+            _log.error("job_unreadable", channel=self._channel, deliveries=deliveries, error=type(error).__name__)
+            if deliveries >= UNREAD_DELIVERIES_MAX:
+                self._on_unread(PulledUnread(self._broker, reply, unread_job(self._channel, subject, payload)))
             return
         self.waiting.append(PulledJob(self._broker, reply, job, ordered_at))
         self._on_job()

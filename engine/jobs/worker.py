@@ -8,11 +8,13 @@ from typing import Final
 
 import structlog
 
+from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Lane
+from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.handling import LEASE_SECONDS, SEND_SECONDS, Handler
 from engine.jobs.messages import LANES
-from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane
+from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane, PulledUnread
 from engine.plan.rules import Channel
 from engine.tasks import end_if_cancelled
 from engine.traces.lines import about_followed
@@ -51,9 +53,10 @@ class Worker:
         self._open = open
         self._handler = handler
         self._news = asyncio.Event()
-        self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set) for lane in LANES}
+        self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set, self._on_unread) for lane in LANES}
         self._turns = dict.fromkeys(LANES, 0)
         self._busy: dict[asyncio.Task[None], PulledJob] = {}
+        self._aside: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Take jobs for as long as it is not cancelled; then hand back what is not begun, and finish the rest."""
@@ -78,6 +81,8 @@ class Worker:
         finally:
             for lane in self._lanes.values():
                 lane.close()
+            for task in self._aside:
+                task.cancel()
             try:
                 await self._drain()
             finally:
@@ -110,6 +115,25 @@ class Worker:
             except Exception:
                 # One job must not end the others. It is handed out again, and is poison if that helps nothing.
                 _log.exception("job_not_handled", channel=self.channel, lane=pulled.job.lane)
+
+    def _on_unread(self, pulled: PulledUnread) -> None:
+        """Set a message aside that cannot be read; with too many under way, when it is handed out again."""
+        if len(self._aside) < AT_A_TIME:
+            task = asyncio.create_task(self._set_aside(pulled), name=f"{self.channel}-aside")
+            self._aside.add(task)
+            task.add_done_callback(self._aside.discard)
+
+    async def _set_aside(self, pulled: PulledUnread) -> None:
+        try:
+            await self._handler.set_aside(pulled.unread)
+            await pulled.end()
+        except (BrokerError, StoreUnavailable) as error:
+            # It is handed out again in a minute.
+            _log.warning("job_not_set_aside", channel=self.channel, error=type(error).__name__)
+        except Exception:
+            _log.exception("job_not_set_aside", channel=self.channel)
+        else:
+            metrics.jobs_unread.labels(self.channel).inc()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._busy.pop(task, None)

@@ -16,16 +16,32 @@ import msgspec
 from engine.broker.jetstream import Stored
 from engine.channels.channel import Job
 from engine.jobs.claims import Done
-from engine.jobs.messages import decode_job
+from engine.jobs.messages import NO_JOB
 from engine.letters.headers import header_text
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import decode_token, job_letter_subject, parse_stored_event
 
 Kind = Literal["event", "job"]
 
+UNREADABLE: Final = "unreadable"
+"""The code of a letter whose message is no job that the worker's version knows."""
+
 SUPPRESSED: Final = "suppressed"
 THROTTLED: Final = "throttled"
 """Why a job is suppressed that was too many of its tenant: nobody wanted that, so it can be replayed."""
+
+
+JOB_CLASSES: Final = (
+    "ambiguous", "config", "jobs_refused", "lost", "permanent", "poison", "suppressed", "target_invalid", "throttled",
+    "transient",
+)  # fmt: skip
+"""Classes of letters of jobs: see `Letter`."""
+
+EVENT_CLASSES: Final = (
+    "category", "channels", "collapse_key", "data", "disagreement", "expires_at", "id", "internal", "json", "late", "later_full",
+    "not_put_off", "schema", "semantics", "send_at", "size", "subject", "time", "to", "transaction_id",
+)  # fmt: skip
+"""Classes of letters of events: why a dispatcher refused them."""
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,9 +91,14 @@ def deserves_letter(done: Done) -> bool:
     return done.end in ("failed", "ambiguous") or (done.end == SUPPRESSED and done.why == THROTTLED)
 
 
-def job_letter(job: Job, done: Done) -> tuple[str, bytes, dict[str, str]]:
-    """The letter of a job as it is stored: subject, payload, headers."""
-    name = hashlib.blake2b(job.claim_key.encode(), digest_size=15).hexdigest()
+def job_letter(job: Job, done: Done, unread: bytes | None = None) -> tuple[str, bytes, dict[str, str]]:
+    """The letter of a job as it is stored: subject, payload, headers.
+
+    Args:
+        unread: the message that could not be read, of which `job` is what can be said.
+    """
+    known_by = job.claim_key.encode() if unread is None else unread
+    name = hashlib.blake2b(known_by, digest_size=15).hexdigest()
     outcome = done.outcome
     cls: str = done.end
     if outcome is not None:
@@ -87,7 +108,9 @@ def job_letter(job: Job, done: Done) -> tuple[str, bytes, dict[str, str]]:
     tries = job.tries_before + max(done.attempt, job.attempt) + 1
     headers = {
         "Seamark-Class": cls,
-        "Seamark-Code": (outcome.code if outcome is not None else "") or done.why or cls,
+        "Seamark-Code": (outcome.code if outcome is not None else "") or done.why or cls
+        if unread is None
+        else UNREADABLE,
         "Seamark-Provider": outcome.provider if outcome is not None else "",
         "Seamark-Known": "yes" if outcome is None or outcome.known else "no",
         "Seamark-Doubt": "yes" if done.end == "ambiguous" else "no",
@@ -99,7 +122,7 @@ def job_letter(job: Job, done: Done) -> tuple[str, bytes, dict[str, str]]:
     shown = {key: header_text(value) for key, value in headers.items() if value}
     return (
         job_letter_subject(job.tenant, job.user, job.channel, name),
-        msgspec.json.encode(job),
+        msgspec.json.encode(job) if unread is None else unread,
         shown,
     )
 
@@ -107,7 +130,7 @@ def job_letter(job: Job, done: Done) -> tuple[str, bytes, dict[str, str]]:
 def letter_of(stored: Stored) -> Letter | None:
     """What is said of a stored letter; None: somebody else wrote it.
 
-    The id of a job is in the payload; nothing else is read from there.
+    The id of a job is in the payload; nothing else is read from there. Where it cannot be read it is "".
     """
     try:
         return _of_job(stored) if stored.subject.startswith("dlq.job.") else _of_event(stored)
@@ -118,6 +141,8 @@ def letter_of(stored: Stored) -> Letter | None:
 def _of_job(stored: Stored) -> Letter:
     _, _, tenant, user, channel, _ = stored.subject.split(".")
     told = _headers(stored)
+    if "Seamark-Class" not in told:
+        raise ValueError("somebody else has written it")
     return Letter(
         seq=stored.seq,
         at=_moment(stored.time),
@@ -132,9 +157,23 @@ def _of_job(stored: Stored) -> Letter:
         in_doubt=told.get("Seamark-Doubt") == "yes",
         tries=int(told.get("Seamark-Tries", "0")),
         type=told.get("Seamark-Type", ""),
-        id=decode_job(stored.payload).id,
+        id=_id_of(stored.payload),
         trace=told.get("traceparent", ""),
     )
+
+
+class _Named(msgspec.Struct):
+    id: str = ""
+
+
+_decode_named: Final = msgspec.json.Decoder(_Named).decode
+
+
+def _id_of(payload: bytes) -> str:
+    try:
+        return _decode_named(payload).id
+    except NO_JOB:
+        return ""
 
 
 def _of_event(stored: Stored) -> Letter:

@@ -20,6 +20,9 @@ SCANNED_BYTES_MAX: Final = 32 << 20
 
 READ_AT_ONCE: Final = 200
 
+SEQ_MAX: Final = 2**63 - 1
+"""No letter has a higher number: at a million messages a second a stream would be there in 290 000 years."""
+
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which letters are meant; what is not said does not matter.

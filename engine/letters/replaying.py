@@ -24,7 +24,7 @@ from engine.broker.refusals import is_final
 from engine.channels.channel import Job
 from engine.errors import ApiError, Forbidden, StoreUnavailable
 from engine.jobs.claims import Claims, ClaimsUnavailable
-from engine.jobs.messages import decode_job, message_of
+from engine.jobs.messages import NO_JOB, decode_job, message_of
 from engine.jobs.replays import replayed
 from engine.letters.letter import SUPPRESSED, THROTTLED, Letter
 from engine.letters.reading import Found
@@ -47,7 +47,7 @@ Fate = Literal["replayed", "dropped", "sent", "before", "in_doubt", "gone", "unr
 - `replayed`, `dropped`: as it was asked.
 - `sent`: its job was sent after the letter was written; `before`: it was gone on with before. The letter is removed.
 - `in_doubt`: its job may have been sent, so it stays until somebody says that it is to be replayed all the same.
-- `gone`: somebody else has removed it. `unreadable`: nobody can tell where it belongs; it stays.
+- `gone`: somebody else has removed it. `unreadable`: nobody can tell where it belongs, or read its job; it stays.
 - `refused`: the broker never takes it, as it is too large; it stays, and the others are gone on with.
 """
 
@@ -115,7 +115,11 @@ class Replays:
         letter = found.letter
         if letter.in_doubt and not in_doubt:
             return "in_doubt"
-        job = replayed(decode_job(found.stored.payload), letter.tries, datetime.now(UTC))
+        try:
+            job = decode_job(found.stored.payload)
+        except NO_JOB:
+            return "unreadable"  # it is for another version
+        job = replayed(job, letter.tries, datetime.now(UTC))
         known = await self._knows.known(job)
         if known is not None and known.state in _ARRIVED:
             return "sent"

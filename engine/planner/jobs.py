@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -82,7 +82,7 @@ def _job(due: Due, inputs: Inputs, channel: str, stage: Stage, first_at: datetim
         expires_at=inputs.expires_at,
         category=inputs.category or "",
         collapse_key=due.collapse_key or "",
-        data=cast("dict[str, Any]", due.data),  # as it stands in the record: nothing is gained by reading it here
+        data=due.data,  # as it stands in the record: nothing is gained by reading it here
         trace=due.trace or "",
         stored_at=due.stored_at,
         requested=notification.channels is not None,

@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from engine.cancels import Cancels
-from engine.channels.channel import Job, Members
+from engine.channels.channel import Job, Members, members_of
 from engine.controls.watching import WatchedControls
 from engine.jobs.desk import Clock, Hold, Over, Send, Split
 from engine.jobs.handling import RECEIPTS_AT_ONCE
@@ -309,7 +309,7 @@ def _item(id: str, record: bytes) -> dict[str, Any]:
         read = _decode(record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {"id": id, "type": "", "at": "", "title": "", "text": "", "url": ""}
-    data = read.data if isinstance(read.data, dict) else {}
+    data = members_of(read.data)
     text = _text(data, "text") or _text(data, "body")
     said = {"title": _text(data, "title") or text or read.type, "text": text, "url": _text(data, "url", 2000)}
     at = read.at.astimezone(UTC) if read.at.tzinfo is not None else read.at

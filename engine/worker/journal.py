@@ -159,6 +159,14 @@ class WorkerJournal:
             raise
         self._over(DEAD_LETTERS_STREAM)
 
+    async def set_aside(self, job: Job, done: Done, payload: bytes) -> None:
+        """Store the letter of a message that cannot be read.
+
+        Raises:
+            BrokerError: it is not stored, or nobody knows.
+        """
+        await store_job_letter(self._broker, job, done, payload)
+
     async def ended(self, job: Job) -> Done | None:
         """How the job has ended, as `deliveries` knows it."""
         return await self._ends.ended(job)

@@ -34,14 +34,14 @@ class ToPreview(msgspec.Struct, forbid_unknown_fields=True):
     Attributes:
         type: of the notification.
         locale: the user's language; the template that comes nearest to it is taken, as when it is sent.
-        data: of the notification.
+        data: of the notification: any JSON.
         parts: texts in place of those of the active template: what a template would say that is not stored yet.
     """
 
     type: str
     channel: Literal["email", "push", "sms"]
     locale: Locale = EVERYBODY
-    data: dict[str, Any] = {}
+    data: Any = {}
     parts: dict[str, str] | None = None
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from engine.errors import BrokerError
 from engine.letters.letter import Kind, Letter
-from engine.letters.reading import Filter, Found, letter_at, page_of_letters
+from engine.letters.reading import SEQ_MAX, Filter, Found, letter_at, page_of_letters
 from engine.letters.replaying import PER_SECOND, Fate, Replays, dropped, paced
 from engine.letters.triage import Group, grouped
 from engine.plan.rules import Channel
@@ -22,13 +22,17 @@ from gateway.access.shares import Shares
 from gateway.api.pages import PageQuery, begin_of, cursor_after, invalid_cursor
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
-from gateway.http.problems import FORBIDDEN, INVALID_BODY, NOT_FOUND, UNAVAILABLE, Problem
+from gateway.http.problems import FORBIDDEN, INVALID_BODY, INVALID_QUERY, NOT_FOUND, UNAVAILABLE, Problem
+from seamark.protocol.errors import InvalidToken
+from seamark.protocol.subjects import encode_token
 
 PLACES: Final = Shares(8, 2)
 """Requests under way in one process, and of one tenant: each may look through some megabytes."""
 
 AT_ONCE_MAX: Final = 250
 """Letters that one request acts on: at 25 a second it takes ten seconds, and answers before anybody gives it up."""
+
+Seq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]
 
 One = TypeVar("One")
 
@@ -70,7 +74,7 @@ class GroupsPage(msgspec.Struct):
 class LetterAt(msgspec.Struct, frozen=True):
     """A letter in the path, by its number."""
 
-    seq: Annotated[int, Meta(ge=1)]
+    seq: Seq
 
 
 class WholeLetter(msgspec.Struct):
@@ -87,7 +91,7 @@ class Chosen(msgspec.Struct, forbid_unknown_fields=True):
     sent.
     """
 
-    seqs: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(max_length=AT_ONCE_MAX)] | None = None
+    seqs: Annotated[list[Seq], Meta(max_length=AT_ONCE_MAX)] | None = None
     kind: Kind | None = None
     channel: Channel | None = None
     cls: Word | None = msgspec.field(name="class", default=None)
@@ -236,10 +240,15 @@ def _tenant(principal: Service | Operator, named: str | None) -> str | None:
     """Whose letters; None: everybody's.
 
     Raises:
-        Problem: 403, a service has named another tenant.
+        Problem: 403, a service has named another tenant; 400, there is none of this name.
     """
     if isinstance(principal, Operator):
-        return named
+        try:
+            if named is not None:
+                encode_token(named)
+            return named
+        except InvalidToken as error:
+            raise Problem(INVALID_QUERY, f"`tenant`: {error}", field="tenant") from error
     if named not in (None, principal.tenant):
         raise Problem(FORBIDDEN, "`tenant` is another one: leave it out", field="tenant")
     return principal.tenant
@@ -261,6 +270,8 @@ async def letters_page(
         at, until_text = begin_of(query, 2)
         try:
             begin, until = int(at), min(until, datetime.fromisoformat(until_text))
+            if not 0 <= begin <= SEQ_MAX:
+                raise ValueError("no number of a letter")
         except (ValueError, TypeError) as error:
             raise invalid_cursor() from error
     try:

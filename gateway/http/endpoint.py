@@ -30,6 +30,7 @@ from gateway.http.problems import (
     INVALID_BODY,
     INVALID_QUERY,
     SEE,
+    STORE_BROKEN,
     UNAVAILABLE,
     Kind,
     Problem,
@@ -140,6 +141,7 @@ class Endpoint:
         """All that a request may be answered with beside the answer."""
         return {
             INTERNAL,
+            STORE_BROKEN,
             *self.refuses,
             *((INVALID_QUERY,) if self.query else ()),
             *(bodies.PROBLEMS if self.body else ()),

@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 from engine.directory.changing import UserDeleted
-from engine.errors import LimitReached, StoreUnavailable, VersionConflict
+from engine.errors import LimitReached, StoreBroken, StoreUnavailable, VersionConflict
 from gateway import metrics
 from gateway.access.shares import NoPlace
 from gateway.limits import RETRY_AFTER_SECONDS
@@ -58,6 +58,9 @@ TOO_LARGE: Final = Kind(413, "too_large")
 COMPRESSED: Final = Kind(415, "compressed")
 HEAD_TOO_LARGE: Final = Kind(431, "too_large")
 INTERNAL: Final = Kind(500, "internal")
+STORE_BROKEN: Final = Kind(500, "store_broken")
+"""The database answers what no outage explains: asking again does not help."""
+
 UNAVAILABLE: Final = Kind(503, "unavailable")
 """The request was not carried out, and may be repeated."""
 
@@ -105,7 +108,7 @@ class Problem(Exception):
         status, code = self.kind
         id = request_id(request)
         metrics.gateway_problems.labels(code).inc()
-        if code != INTERNAL.code:  # logged with its cause
+        if status != INTERNAL.status:  # logged with its cause
             _log.info("request_refused", route=route, status=status, code=code, request_id=id, **self.log)
         said = ProblemDocument(
             type=f"urn:seamark:problem:{code}",
@@ -160,6 +163,10 @@ def problem_of(error: Exception) -> Problem:
             return Problem(LIMIT_REACHED, str(error))
         case UserDeleted():
             return Problem(USER_DELETED, str(error), retry_after_seconds=RETRY_AFTER_SECONDS if error.erasing else None)
+        case StoreBroken():
+            return Problem(
+                STORE_BROKEN, "the database refused what was asked: this was recorded, and does not pass by itself"
+            )
         case StoreUnavailable():
             return Problem(UNAVAILABLE, "the database does not answer: try again", error=type(error).__name__)
         case NoPlace():
@@ -179,8 +186,8 @@ async def as_problems(request: web.Request, handler: Handler) -> web.StreamRespo
         problem = problem_of(error)
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "unknown"
-        if problem.kind is INTERNAL:
-            _log.exception("request_failed", method=request.method, route=route)
+        if problem.kind.status == INTERNAL.status:
+            _log.exception("request_failed", method=request.method, route=route, code=problem.kind.code)
         response = problem.response(request, route)
         if isinstance(error, web.HTTPException) and "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]

@@ -106,7 +106,7 @@ def export(files: Files, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as
 def preview(
     type: Annotated[str, typer.Argument(help="Type of the notification, as order.shipped.")],
     channel: Annotated[str, typer.Argument(help="email, push or sms.")],
-    data: Annotated[str, typer.Option("--data", help="JSON object: the data of the notification.")] = "{}",
+    data: Annotated[str, typer.Option("--data", help="JSON: the data of the notification.")] = "{}",
     locale: Annotated[str, typer.Option("--locale", help="Language, as de or pt-BR.")] = "default",
     tenant: Tenant = None,
     folder: Folder = DATA_FOLDER,

@@ -34,7 +34,13 @@ app = typer.Typer(
     help="Dead letters: events that could not be dispatched, jobs that ended without success.", no_args_is_help=True
 )
 
-Seqs = Annotated[list[int] | None, typer.Argument(help="Numbers of letters, as `ls` shows them; none: all that match.")]
+SEQ_MAX: Final = 2**63 - 1
+"""As `engine.letters.reading` has it, which is imported when a command runs."""
+
+Seqs = Annotated[
+    list[int] | None,
+    typer.Argument(help="Numbers of letters, as `ls` shows them; none: all that match.", min=1, max=SEQ_MAX),
+]
 OneTenant = Annotated[str | None, typer.Option("--tenant", help="Of this tenant.")]
 Kind = Annotated[str | None, typer.Option("--kind", help="event or job.")]
 Channel = Annotated[str | None, typer.Option("--channel", help="push, email, sms or webhook: jobs of this channel.")]
@@ -62,6 +68,7 @@ def _filter(
     Raises:
         InvalidSetting: an option says what there is not.
     """
+    from engine.letters.letter import EVENT_CLASSES, JOB_CLASSES
     from engine.letters.reading import Filter
     from engine.plan.rules import CHANNELS
     from seamark.protocol.errors import InvalidToken
@@ -71,6 +78,9 @@ def _filter(
         raise InvalidSetting(f"--kind: there are letters of events and of jobs, not of {kind!r}")
     if channel is not None and channel not in CHANNELS:
         raise InvalidSetting(f"--channel: there is no {channel!r}: choose one of {', '.join(sorted(CHANNELS))}")
+    classes = {"event": EVENT_CLASSES, "job": JOB_CLASSES}.get(kind or "", (*JOB_CLASSES, *EVENT_CLASSES))
+    if cls is not None and cls not in classes:
+        raise InvalidSetting(f"--class: there is no {cls!r}: choose one of {', '.join(classes)}")
     if kind == "event" and channel is not None:
         raise InvalidSetting("--channel: events have none; leave it out, or say --kind job")
     try:
@@ -133,7 +143,7 @@ def list_(
 
 @app.command()
 def show(
-    seq: Annotated[int, typer.Argument(help="The letter's number, as `ls` shows it.", min=1)],
+    seq: Annotated[int, typer.Argument(help="The letter's number, as `ls` shows it.", min=1, max=SEQ_MAX)],
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:

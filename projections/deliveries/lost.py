@@ -101,7 +101,7 @@ def job_of(one: Open, record: Record, rule: TypeRule | None) -> Job | None:
     if one.channel not in CHANNELS:
         return None
     try:
-        data: dict[str, Any] = msgspec.json.decode(record.data, type=dict[str, Any])
+        data: Any = msgspec.json.decode(record.data)
     except NO_RECORD:
         return None
     return Job(

@@ -142,6 +142,8 @@ class InboxQueries:
         Raises:
             StoreUnavailable: no answer in time.
         """
+        if _unknowable(tenant, user):
+            return Page([], None, None)
         partition = partition_of(encode_token(tenant), encode_token(user), self._partitions)
         args: list[Any] = [tenant, user, log_stream(partition), partition]
         where = _conditions(which, after, args)

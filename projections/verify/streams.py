@@ -231,12 +231,19 @@ class StreamVerification(ABC):
 def user_of(subject: bytes) -> str | None:
     """`<tenant>.<user>` of `log.<p>.<tenant>.<user>`; None: no tokens that anybody could have."""
     try:
-        _, _, tenant, user = subject.decode().split(".")
-        decode_token(tenant)
-        decode_token(user)
-    except (ValueError, InvalidToken):
+        _, _, user = subject.decode().split(".", 2)
+    except ValueError:
         return None
-    return f"{tenant}.{user}"
+    return user if is_user(user) else None
+
+
+def is_user(user: str) -> bool:
+    """Whether anybody can be called `<tenant>.<user>`, tokens that a log or a store has."""
+    try:
+        names_of(user)
+    except InvalidToken:
+        return False
+    return True
 
 
 def names_of(user: str) -> tuple[str, str]:

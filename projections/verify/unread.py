@@ -35,6 +35,7 @@ from projections.verify.streams import (
     Judgement,
     Part,
     StreamVerification,
+    is_user,
     names_of,
     tokens_of,
 )
@@ -90,7 +91,7 @@ class UnreadVerification(StreamVerification):
         """Add the users who have something stored, in Redis or in the inbox. The counts are read when they are compared."""
         for p in self._parts:
             async for users in users_of(self._redis, p, await patiently(read_version, self._redis), "s"):
-                for user in users:
+                for user in filter(is_user, users):
                     spill.stored(user)
         if self._pool is not None:
             where = f"{UNREAD} AND {SHOWN_AT.format(now='now()')}"

@@ -32,10 +32,16 @@ Priority = Literal["critical", "high", "normal", "low"]
 Semantics = Literal["at_most_once", "at_least_once", "effectively_once"]
 Label = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
 EventId = Annotated[str, msgspec.Meta(max_length=EVENT_ID_BYTES_MAX)]
-Channels = Annotated[list[Label], msgspec.Meta(max_length=CHANNELS_MAX)]
-
 INAPP = "inapp"
 """The channel that shows a record on connected devices."""
+
+CHANNELS: Final = (INAPP, "push", "email", "sms", "webhook")
+"""What an event may name as its `channels`."""
+
+Channels = Annotated[
+    list[Annotated[Label, msgspec.Meta(extra_json_schema={"enum": list(CHANNELS)})]],
+    msgspec.Meta(max_length=CHANNELS_MAX, extra_json_schema={"minItems": 1}),
+]
 
 NOT_HERE = (
     "`at_most_once` messages are never stored, so not by bulk or on events.>: use the SDK, `POST /v1/events`, "
@@ -154,6 +160,11 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
         _check_moment("send_at", event.send_at)
     if event.transaction_id is not None:
         _check_transaction(event.transaction_id)
+    if event.channels is not None:
+        _check_channels(event.channels)
+    for name, label in (("category", event.category), ("collapse_key", event.collapse_key)):
+        if label is not None and "\0" in label:
+            raise InvalidEvent(name, f"`{name}` holds a NUL, which cannot be stored: leave it out")
     if event.time is not None:
         _check_moment("time", event.time)
     if event.expires_at is not None:
@@ -181,6 +192,16 @@ def _check_transaction(transaction: str) -> None:
         subjects.encode_token(transaction)
     except InvalidToken as error:
         raise InvalidEvent("transaction_id", f"`transaction_id`: {error}") from error
+
+
+def _check_channels(channels: Sequence[str]) -> None:
+    if not channels:
+        raise InvalidEvent("channels", f"`channels` names none: leave it out, or name some of {', '.join(CHANNELS)}")
+    for channel in channels:
+        if channel not in CHANNELS:
+            raise InvalidEvent(
+                "channels", f"`channels`: there is no channel {channel[:80]!r}; name some of {', '.join(CHANNELS)}"
+            )
 
 
 def _check_agreement(event: Event, at: subjects.EventSubject) -> None:

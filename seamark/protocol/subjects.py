@@ -46,7 +46,7 @@ def encode_token(text: str) -> str:
     """The subject token of a tenant, user or key: `alice@example.com` becomes `alice=40example=2Ecom`.
 
     Raises:
-        InvalidToken: empty, not encodable as UTF-8, or longer than 128 bytes once encoded.
+        InvalidToken: empty, not encodable as UTF-8, with a NUL, or longer than 128 bytes once encoded.
     """
     token = text if _PLAIN.fullmatch(text) else _escape(text)
     if not 1 <= len(token) <= TOKEN_BYTES_MAX:
@@ -61,7 +61,7 @@ def encode_tokens(texts: Sequence[str]) -> list[str]:
         InvalidToken: as `encode_token`, of the first that has none.
     """
     joined = "\n".join(texts)
-    if joined.isascii() and joined.count("\n") == len(texts) - 1:
+    if joined.isascii() and joined.count("\n") == len(texts) - 1 and "\0" not in joined:
         # First what all others become begins with.
         for special in sorted(set(joined) - _PLAIN_CHARACTERS, key=lambda character: character != "="):
             joined = joined.replace(special, f"={ord(special):02X}")
@@ -92,6 +92,8 @@ def _escape(text: str) -> str:
         data = text.encode()
     except UnicodeEncodeError as error:
         raise InvalidToken("a name must be valid Unicode (this one holds a lone surrogate)") from error
+    if b"\0" in data:
+        raise InvalidToken("a name with a NUL cannot be stored")  # in PostgreSQL, and every name ends there
     return "".join(chr(byte) if byte in _PLAIN_BYTES else f"={byte:02X}" for byte in data)
 
 

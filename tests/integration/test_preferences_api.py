@@ -292,3 +292,9 @@ async def test_without_redis_nothing_is_changed_unheard_and_decisions_are_still_
 
     await eventually(changed)
     assert (await explained(gateway))["plan"]["email"] == {"when": "never", "why": "user_off"}
+
+
+async def test_a_name_that_cannot_be_is_refused_and_not_taken_for_a_database_that_is_away(gateway: TestGateway) -> None:
+    for body in ({"event": {**EVENT, "to": ["nul\0user"]}, "user": "nul\0user"}, {"event": EVENT, "user": "nul\0user"}):
+        status, problem = await ask(gateway, "POST", "explain", body, key=KEY)
+        assert status == 400, problem

@@ -40,7 +40,7 @@ async def test_a_topic_that_one_event_cannot_be_for_is_refused_with_the_remedy_a
         for to, said in (
             (["topic:large"], "start a campaign"),
             (["topic:none"], "nobody is a member"),
-            (["topic:a\0"], "start a campaign"),
+            (["topic:a\0"], "NUL"),
             ([f"topic:t{number}" for number in range(11)], "11 topics"),
             (["segment:pro"], "start a campaign"),
         ):

@@ -269,3 +269,19 @@ async def test_a_record_that_comes_between_the_list_and_the_count_of_one_who_is_
         work = house.verification("unread")
         assert [one async for one in work.differences()] == []
     assert (len(looks), work.result.looked_at_closely) == (2, 1)
+
+
+@pytest.mark.parametrize("projection", ["unread", "inbox", "deliveries"])
+async def test_a_record_of_a_name_that_postgres_cannot_hold_keeps_nobody_from_being_verified(
+    house: House, projection: str
+) -> None:
+    await fill(house, 2)
+    record = {"id": "e1", "kind": "notification", "plan": {"inapp": {"when": "now"}}}
+    for p in range(PARTITIONS):  # as an earlier version has stored it
+        await house.broker.append(f"log.{p}.default.nul=00user", json.dumps(record).encode())
+    await append(house, "user-0", "newer"), await append(house, "user-1", "newer")
+    async with projecting_tables(house.nats.url, house.valkey.url, house.postgres_url, PARTITIONS):
+        await eventually(house.folded)
+    work = house.verification(projection)
+    assert [one async for one in work.differences()] == []
+    assert work.result.compared >= len(USERS)

@@ -23,6 +23,8 @@ from engine.jobs.queue import JobsQueue
 from engine.jobs.redisclaims import RedisClaims
 from engine.jobs.retry import RetryPolicy
 from engine.jobs.worker import AT_A_TIME, Worker
+from engine.letters.reading import Filter, letters
+from engine.letters.writing import store_job_letter
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.receipts import Receipt, decode_receipt
@@ -56,6 +58,9 @@ class Journal:
 
     async def conclude(self, job: Job, done: Done) -> None:
         self.concluded[job.id] += 1
+
+    async def set_aside(self, job: Job, done: Done, payload: bytes) -> None:
+        await store_job_letter(self._broker, job, done, payload)
 
     async def ended(self, job: Job) -> Done | None:
         return None
@@ -278,3 +283,30 @@ async def test_a_lane_has_a_durable_of_its_own_and_nobody_else_reads_it(broker: 
         for lane in ("critical", "normal", "bulk")
     }
     assert set(listed["consumers"]) == wanted
+
+
+async def test_messages_that_no_worker_can_read_become_dead_letters_and_keep_nobody_waiting(
+    broker: Broker, redis: Redis
+) -> None:
+    """More of them than the broker hands out unacknowledged would keep the jobs of everybody waiting, for ever."""
+    config = (await broker.api(f"CONSUMER.INFO.JOBS.{job_consumer('push', 'normal')}"))["config"]
+    await broker.api(
+        f"CONSUMER.CREATE.JOBS.{config['name']}", {"stream_name": "JOBS", "config": {**config, "max_ack_pending": 4}}
+    )
+    unread = [b'{"id":"newer%d","type":"a.b","first_at":17}' % number for number in range(6)]
+    for number, payload in enumerate([*unread, b"no json"]):
+        await broker.append(f"job.push.normal.default.u{number % 2}", payload)
+    await add(broker, jobs(3))
+    desk, journal = Desk(), Journal(broker)
+    async with at_work(broker, redis, desk, journal):
+        await eventually(lambda: all_done(broker), seconds=60)
+    assert set(desk.accepted) == {"n0", "n1", "n2"}
+    found = [one async for one in letters(broker, Filter(kind="job"))]
+    assert {one.stored.payload for one in found} == {*unread, b"no json"}, "whole, as they were"
+    assert {(one.letter.cls, one.letter.code, one.letter.tenant, one.letter.channel) for one in found} == {
+        ("poison", "unreadable", "default", "push")
+    }
+    assert {one.letter.id for one in found} == {"", *(f"newer{number}" for number in range(6))}
+    assert {one.letter.user for one in found} == {"u0", "u1"}
+    told = await ends(broker)
+    assert all(told[f"newer{number}"] == ["failed"] for number in range(6))

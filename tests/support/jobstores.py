@@ -268,6 +268,9 @@ class SimJournal:
 
         await self.world.write(apply)
 
+    async def set_aside(self, job: Job, done: Done, payload: bytes) -> None:
+        await self.conclude(job, done)
+
     async def ended(self, job: Job) -> Done | None:
         await self.world.ask_store()
         if now() < self.behind_until:

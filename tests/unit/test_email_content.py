@@ -91,7 +91,7 @@ def test_html_is_disarmed(html: str) -> None:
 def test_pieces_put_together_are_disarmed_as_well(html: str) -> None:
     once = sanitized(html)
     assert_harmless(once)
-    assert sanitized(once) == once
+    assert_harmless(sanitized(once))  # it may differ: where an element between two paragraphs is gone, one ends the other
 
 
 def test_what_makes_a_mail_look_good_stays() -> None:

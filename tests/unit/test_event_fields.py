@@ -36,7 +36,7 @@ EVERY_FIELD = {
     "collapse_key": "order-17",
     "expires_at": "2036-01-31T12:00:00+01:00",
     "send_at": "2026-01-31T12:00:00+01:00",
-    "channels": ["inapp", "mail"],
+    "channels": ["inapp", "email"],
     "transaction_id": "t1",
 }
 

@@ -16,7 +16,7 @@ from seamark.protocol.subjects import encode_token
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "events"
 SUBJECT = "ev.0.default.alice.demo.hello"
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=10)
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -66,6 +66,14 @@ REFUSED: list[tuple[str, tuple[str, ...], bytes]] = [
     ("schema", ("$.channels[0]",), body(channels=["c" * (limits.LABEL_CHARS_MAX + 1)])),
     ("schema", ("$.category",), body(category="c" * (limits.LABEL_CHARS_MAX + 1))),
     ("schema", ("$.collapse_key",), body(collapse_key="c" * (limits.LABEL_CHARS_MAX + 1))),
+    ("channels", ("`channels`", "'fax'", "inapp, push, email, sms, webhook"), body(channels=["inapp", "fax"])),
+    ("channels", ("`channels`", "'*'"), body(channels=["*"])),
+    ("channels", ("`channels`", "leave it out"), body(channels=[])),
+    ("category", ("`category`", "NUL"), body(category="a\0b")),
+    ("collapse_key", ("`collapse_key`", "NUL"), body(collapse_key="a\0b")),
+    ("transaction_id", ("`transaction_id`", "NUL"), body(transaction_id="a\0b")),
+    ("to", ("`to`", "NUL"), body(to=["nul\0user"])),
+    ("to", ("`to`", "NUL"), body(to=["alice", "nul\0user"])),
     ("id", ("`id`",), body(id="")),
     ("id", ("`id`",), body(id="has blank")),
     ("id", ("`id`",), body(id="line\r\nbreak")),

@@ -18,8 +18,8 @@ from seamark.protocol.records import SKIP_LINE, NotificationTemplate, Withheld, 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "records"
 SUBJECT = "ev.0.default.alice.demo.hello"
 STORED_AT = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=10)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
@@ -49,7 +49,7 @@ def template(payload: bytes, parent: bytes | None = None, state: bytes | None = 
             "expires_at": TIMES,
             "transaction_id": NAMES,
             "priority": st.sampled_from(["critical", "high", "normal", "low"]),
-            "channels": st.lists(st.sampled_from(["inapp", "email", 'a"b', "c\nd"]), max_size=4, unique=True),
+            "channels": st.lists(st.sampled_from(events.CHANNELS), min_size=1, max_size=5, unique=True),
         },
     ),
 )
@@ -91,7 +91,7 @@ def test_a_record_is_one_line_of_json_that_says_what_the_event_said(
         )
 
 
-@given(st.sampled_from(["cancelled", "expired"]), st.sampled_from([None, ["inapp"], ["email"], ["inapp", "sms"], []]))
+@given(st.sampled_from(["cancelled", "expired"]), st.sampled_from([None, ["inapp"], ["email"], ["inapp", "sms"]]))
 def test_a_withheld_record_says_why_for_every_channel_and_is_shown_to_nobody(
     why: Withheld, channels: list[str] | None
 ) -> None:
@@ -142,8 +142,8 @@ def test_a_trace_goes_on_in_the_record_and_its_headers() -> None:
 def test_the_largest_record_fits_the_broker() -> None:
     # Every field at its limit, each character the one that JSON writes longest.
     longest = "\x01" * limits.LABEL_CHARS_MAX
-    channels = [f"{i:02}" + "\x01" * (limits.LABEL_CHARS_MAX - 2) for i in range(limits.CHANNELS_MAX)]
-    event = {"id": "e" * 128, "to": ["alice"], "category": longest, "collapse_key": longest, "channels": channels}
+    event = {"id": "e" * 128, "to": ["alice"], "category": longest, "collapse_key": longest}
+    event |= {"channels": events.CHANNELS}
     data = "x" * (limits.EVENT_DATA_BYTES_MAX - 2)
     made = template(json.dumps(event | {"data": data}).encode())
     assert made.size < limits.RECORD_BYTES_MAX

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 from markupsafe import Markup
 
-from engine.channels.channel import Context, Job, Outcome, Unsendable
+from engine.channels.channel import Context, Job, Outcome, Unsendable, members_of
 from engine.channels.email.content import MARKDOWN_CHARS_MAX, html_and_text, sanitized
 from engine.channels.email.message import BadAddress, Mail, ascii_address, headers_of, list_id, message_id, one_line
 from engine.channels.email.provider import MailProvider
@@ -143,7 +143,7 @@ def content(job: Job, context: Context, sender: Sender) -> tuple[str, str, str]:
     """
     parts = PLAIN if context.template is None else context.template
     values: dict[str, Any] = {
-        "data": job.data,
+        "data": members_of(job.data) if context.template is None else job.data,
         "type": job.type,
         "tenant": job.tenant,
         "locale": context.locale,

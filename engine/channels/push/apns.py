@@ -17,7 +17,7 @@ from engine.channels.push.answers import renewed
 from engine.channels.push.apns_answers import apns_outcome
 from engine.channels.push.apns_connection import NotDone, Unknown
 from engine.channels.push.apns_pool import ApnsPool
-from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
+from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name, with_data
 from engine.channels.push.signing import ApnsToken
 from engine.channels.retry_after import retry_after
 from engine.channels.verdicts import PROVEN_SECONDS
@@ -45,12 +45,12 @@ def apns_payload(message: PushMessage) -> bytes:
     """The JSON that the device gets, at most PAYLOAD_BYTES_MAX. Raises Unsendable: it cannot be made so short."""
     interruption = {"interruption-level": "time-sensitive"} if message.lane == "critical" else {}
 
-    def build(title: str, body: str, data: Mapping[str, Any]) -> bytes:
+    def build(title: str, body: str, data: Any) -> bytes:
         alert = ({"title": title} if title else {}) | ({"body": body} if body else {})
         aps: dict[str, Any] = {"alert": alert, "sound": "default", **interruption}
         if message.badge is not None:
             aps["badge"] = message.badge
-        own = {"seamark": message.essentials()} | ({"data": data} if data else {})
+        own = {"seamark": message.essentials()} | with_data(data)
         return msgspec.json.encode({"aps": aps, **own})
 
     return fitted(build, message, PAYLOAD_BYTES_MAX)

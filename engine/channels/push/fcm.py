@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +12,7 @@ from engine.channels.channel import Outcome, Unsendable
 from engine.channels.exchange import Answer, Silence, exchange, open_http
 from engine.channels.push.answers import renewed, silent
 from engine.channels.push.fcm_answers import fcm_outcome
-from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
+from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name, with_data
 from engine.channels.push.oauth import AccessTokens, NoToken, ServiceAccount
 from engine.directory.push_tokens import Platform
 
@@ -52,9 +51,9 @@ def fcm_message(message: PushMessage) -> bytes:
         "apns-collapse-id": tag,
     }
 
-    def build(title: str, body: str, data: Mapping[str, Any]) -> bytes:
+    def build(title: str, body: str, data: Any) -> bytes:
         # FCM's data are strings by strings.
-        own = {"seamark": message.essentials()} | ({"data": data} if data else {})
+        own = {"seamark": message.essentials()} | with_data(data)
         return msgspec.json.encode(
             {
                 "notification": ({"title": title} if title else {}) | ({"body": body} if body else {}),

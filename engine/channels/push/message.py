@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
-from engine.channels.channel import Context, Job, Lane, Outcome, Unsendable
+from engine.channels.channel import Context, Job, Lane, Outcome, Unsendable, members_of
 from engine.channels.cutting import cut, json_bytes
 from engine.channels.filling import fill
 from engine.directory.push_tokens import Environment, Platform, WebPushKeys
@@ -25,7 +25,7 @@ class PushMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         id: the notification's: an app that knows it shows nothing twice.
-        data: the notification's own members; left out where they do not fit.
+        data: what the notification's data has beside what is shown, any JSON; left out where it does not fit.
         badge: unread notifications; None: the number at the app's icon stays.
         collapse_key: a later push with the same key takes this one's place; "": none.
         ttl_seconds: how long the provider tries; at least 1.
@@ -37,7 +37,7 @@ class PushMessage(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     body: str
     url: str = ""
-    data: dict[str, Any] = {}
+    data: Any = {}
     badge: int | None = None
     collapse_key: str = ""
     lane: Lane = "normal"
@@ -88,8 +88,9 @@ def rendered(job: Job, context: Context) -> PushMessage:
         ttl = min(ttl, int((job.expires_at - context.now).total_seconds()))
     if ttl < 1:
         raise Unsendable(Outcome(kind="expired", code="ttl"))
+    members = members_of(job.data)
     if context.template is None:
-        title, body = _text(job.data, "title"), _text(job.data, "text", "body")
+        title, body = _text(members, "title"), _text(members, "text", "body")
     else:
         parts = {name: fill(text, job, context).strip() for name, text in context.template.items()}
         title, body = parts.get("title", ""), parts.get("body", "")
@@ -100,8 +101,8 @@ def rendered(job: Job, context: Context) -> PushMessage:
         type=job.type,
         title=title,
         body=body,
-        url=_text(job.data, "url"),
-        data={name: value for name, value in job.data.items() if name not in _SHOWN},
+        url=_text(members, "url"),
+        data=_own(job.data),
         badge=context.unread,
         collapse_key=job.collapse_key,
         lane=job.lane,
@@ -110,7 +111,7 @@ def rendered(job: Job, context: Context) -> PushMessage:
     )
 
 
-def fitted(build: Callable[[str, str, Mapping[str, Any]], bytes], message: PushMessage, size_max: int) -> bytes:
+def fitted(build: Callable[[str, str, Any], bytes], message: PushMessage, size_max: int) -> bytes:
     """The payload, made to fit: without the notification's own data, then with a shorter body, then with a shorter title.
 
     Data is left out whole, never cut: an app that misses it reads the notification by its id.
@@ -140,7 +141,18 @@ def short_name(text: str, bytes_max: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:bytes_max]
 
 
-def _text(data: Mapping[str, Any], *names: str) -> str:
+def with_data(data: Any) -> dict[str, Any]:
+    """The member `data` of a payload; none where a notification has no data of its own."""
+    return {} if data is None or data == {} else {"data": data}
+
+
+def _own(data: Any) -> Any:
+    if isinstance(data, str):
+        return {}  # it is the text
+    return {name: value for name, value in data.items() if name not in _SHOWN} if isinstance(data, dict) else data
+
+
+def _text(data: dict[str, Any], *names: str) -> str:
     """The first of these members that can be shown."""
     for name in names:
         value = data.get(name)

@@ -8,7 +8,6 @@ import hashlib
 import re
 import ssl
 import time
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urljoin
 
@@ -18,7 +17,7 @@ from engine.channels.channel import Outcome, Unsendable
 from engine.channels.exchange import Answer, Silence, exchange, open_http
 from engine.channels.push.answers import silent
 from engine.channels.push.encryption import PLAINTEXT_BYTES_MAX, UnusableKeys, encrypt
-from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
+from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name, with_data
 from engine.channels.push.signing import VapidTokens
 from engine.channels.push.webpush_answers import Refusals, webpush_outcome
 from engine.directory.push_tokens import Platform
@@ -69,10 +68,10 @@ def webpush_payload(message: PushMessage) -> bytes:
     `tag` is for `showNotification`: a push that was sent twice is shown once.
     """
 
-    def build(title: str, body: str, data: Mapping[str, Any]) -> bytes:
+    def build(title: str, body: str, data: Any) -> bytes:
         badge = {} if message.badge is None else {"badge": message.badge}
         texts = {"title": title, "body": body, "tag": short_name(message.replaces, TAG_BYTES_MAX)}
-        return msgspec.json.encode(message.essentials() | texts | badge | ({"data": data} if data else {}))
+        return msgspec.json.encode(message.essentials() | texts | badge | with_data(data))
 
     return fitted(build, message, PLAINTEXT_BYTES_MAX)
 

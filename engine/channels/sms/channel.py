@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from engine.channels.channel import Context, Job, Outcome, Unsendable
+from engine.channels.channel import Context, Job, Outcome, Unsendable, members_of
 from engine.channels.exchange import Silence
 from engine.channels.filling import fill
 from engine.channels.sms.segments import Segmented, segmented
@@ -87,7 +87,7 @@ def checked(text: str, options: SmsOptions) -> Segmented:
 
 def plain_text(job: Job) -> str:
     """What is shown of a notification's data where there is no template: its title, text or body, and url, a line each."""
-    said = {part: line.strip() for part, line in job.data.items() if isinstance(line, str) and line.strip()}
+    said = {part: line.strip() for part, line in members_of(job.data).items() if isinstance(line, str) and line.strip()}
     lines = (said.get("title"), said.get("text") or said.get("body"), said.get("url"))
     return "\n".join(filter(None, lines))
 

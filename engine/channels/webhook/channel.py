@@ -55,7 +55,7 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: datetime
     id: str
     user: str
-    data: dict[str, Any]
+    data: Any
 
 
 class WebhookChannel:

@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.channels.channel import Outcome
 from engine.jobs.messages import decode_job
+from gateway.api.pages import cursor_after
 from ops.dev.servers import NatsServer, Valkey
 from tests.integration.test_events_api import add_key
 from tests.support.gateways import gateway_on
@@ -74,3 +75,32 @@ async def test_a_service_looks_through_replays_and_drops_what_is_its_tenants_ove
     await world.work()
     assert sorted(world.desk.accepted.values()) == [1] * 5
     assert [one.letter.id for one in await world.letters()] == ["foreign"]
+
+
+async def test_a_number_that_no_letter_can_have_is_refused_and_the_broker_is_not_blamed(
+    world: World, nats_server: NatsServer, valkey: Valkey, postgres: str
+) -> None:
+    key = "sk_test_1111111111"
+    await add_key(postgres, key, KEYS[key])
+    options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url, "topology_ready": True}
+    async with gateway_on(nats_server, **options) as gateway:
+
+        async def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+            url, headers = f"{gateway.url}/v1/dead-letters{path}", {"Authorization": f"Bearer {key}"}
+            async with gateway.http.request(method, url, json=body, headers=headers) as response:
+                return response.status, await response.json()
+
+        async def known() -> bool:
+            return (await ask("GET", ""))[0] == 200
+
+        await eventually(known)
+        for number in (2**63, 2**64 - 1, 2**64, 10**30, 0, -1):
+            status, problem = await ask("GET", f"/{number}")
+            assert (status, problem["code"], problem["field"]) == (400, "invalid_query", "seq"), number
+            for act in ("replay", "drop"):
+                status, problem = await ask("POST", f"/{act}", {"seqs": [1, number]})
+                assert (status, problem["code"]) == (400, "invalid_body"), number
+            cursor = cursor_after((str(number), "2026-01-31T12:00:00+00:00"))
+            assert (await ask("GET", f"?cursor={cursor}"))[0] == (200 if number == 0 else 400)
+        assert (await ask("GET", f"/{2**63 - 1}"))[0] == 404
+        assert (await ask("POST", "/replay", {"seqs": [2**63 - 1]}))[1]["fates"] == {"gone": 1}

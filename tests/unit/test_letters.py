@@ -1,0 +1,84 @@
+"""Dead letters: which classes there are, and what is done with what cannot be read."""
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.broker.jetstream import Stored
+from engine.errors import InvalidSetting, StoreBroken, StoreUnavailable
+from engine.jobs.claims import Done
+from engine.jobs.messages import unread_job
+from engine.letters.letter import EVENT_CLASSES, JOB_CLASSES, job_letter, letter_of
+from engine.plan.rules import CHANNELS
+from gateway.http.problems import problem_of
+from ops.cli.dlq import SEQ_MAX, _filter
+from seamark.protocol import events
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def classes_in(table: str) -> set[str]:
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {word for cell in first for word in re.findall(r"`(\w+)`", cell)}
+
+
+def test_documents_name_every_class_of_letters_and_none_that_there_is_not() -> None:
+    of_jobs = (DOCS / "dead_letters.md").read_text().split("| class | |")[1].split("\n\n")[0]
+    assert classes_in(of_jobs) == set(JOB_CLASSES)
+    of_events = (DOCS / "protocol.md").read_text().split("| reason | |")[1].split("\n\n")[0]
+    assert classes_in(of_events) == set(EVENT_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"cls": "nope"}, "poison"),
+        ({"cls": "schema", "kind": "job"}, "permanent"),
+        ({"cls": "poison", "kind": "event"}, "schema"),
+        ({"channel": "fax"}, "email"),
+        ({"kind": "letter"}, "events"),
+    ],
+)
+def test_a_filter_that_no_letter_can_meet_is_refused_with_what_there_is(said: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidSetting, match=named):
+        _filter(**said)
+
+
+def test_a_class_that_there_is_is_looked_for() -> None:
+    for cls in (*JOB_CLASSES, *EVENT_CLASSES):
+        assert _filter(cls=cls).cls == cls
+
+
+def test_a_letter_keeps_what_cannot_be_read_and_says_whose_it_is() -> None:
+    payload = b'{"id":"n1","type":"a.b","attempt":2,"first_at":17}'
+    unread = unread_job("sms", b"job.sms.normal.acme.ann=40example=2Ecom", payload)
+    subject, kept, headers = job_letter(unread.job, Done(2, "failed", "poison"), payload)
+    assert kept == payload
+    block = b"NATS/1.0\r\n" + b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
+    said = letter_of(Stored(subject, 3, datetime.now(UTC).isoformat(), block, kept))
+    assert said is not None
+    assert (said.kind, said.tenant, said.user, said.channel) == ("job", "acme", "ann@example.com", "sms")
+    assert (said.cls, said.code, said.id, said.type, said.tries) == ("poison", "unreadable", "n1", "a.b", 3)
+    other = job_letter(unread.job, Done(2, "failed", "poison"), payload + b" ")
+    assert other[0] != subject, "two that cannot be told apart by their ids are two letters"
+
+
+def test_events_may_name_the_channels_that_there_are() -> None:
+    assert events.CHANNELS == CHANNELS
+
+
+def test_a_database_that_refuses_is_not_told_as_one_that_is_away() -> None:
+    away, broken = problem_of(StoreUnavailable("PostgreSQL: gone")), problem_of(StoreBroken("PostgreSQL: a value"))
+    assert (away.kind.status, away.kind.code, away.retry_after_seconds) == (503, "unavailable", 2)
+    assert (broken.kind.status, broken.kind.code, broken.retry_after_seconds) == (500, "store_broken", None)
+    assert "recorded" in broken.detail
+    assert "try again" not in broken.detail
+
+
+def test_the_command_knows_the_highest_number_of_a_letter() -> None:
+    from engine.letters.reading import SEQ_MAX as READING
+
+    assert SEQ_MAX == READING
