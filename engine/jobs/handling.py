@@ -19,7 +19,7 @@ import random
 import secrets
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -41,9 +41,21 @@ from engine.jobs.claims import (
     kept_seconds,
     replaces,
 )
-from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
+from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Queue, Send
 from engine.jobs.digests import next_round, with_members
-from engine.jobs.life import STORE_AWAY_SECONDS, AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
+from engine.jobs.life import (
+    STORE_AWAY_SECONDS,
+    AskDeliveries,
+    Drop,
+    Follow,
+    Go,
+    Poison,
+    PutBack,
+    end_of,
+    judge,
+    may_be_shared,
+    untried,
+)
 from engine.jobs.messages import Unread
 from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, put_back_seconds, settle
@@ -132,7 +144,7 @@ class Handler:
         job, look = delivery.job, await self._look(delivery.job)
         if look is not None:
             step = judge(job, delivery.deliveries, look, "", held_seconds=delivery.held_seconds)
-            job = _untried(job, look, step) if isinstance(step, Go) else job
+            job = untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
 
     async def set_aside(self, unread: Unread) -> None:
@@ -168,15 +180,15 @@ class Handler:
         """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
         if look is not None and look.seen:
-            job = with_members(_untried(job, look, go), look.claim)
+            job = with_members(untried(job, look, go), look.claim)
         decided = await patiently(self._desk.decide, job, seconds=math.inf)
         if isinstance(decided, Hold):
             return await self._hold(delivery, look, replace(job, stage=decided.stage or job.stage), decided.due)
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
             if look is not None and not may_be_shared(job, delivery.deliveries, delivery.held_seconds):
                 # Parts are jobs that come again, and a store that is young is believed of those only that were seen untried.
-                job = _untried(job, look, go)
-            return await self._conclude(delivery, look, _end(job, go, decided))
+                job = untried(job, look, go)
+            return await self._conclude(delivery, look, end_of(job, go, decided))
         seconds = await self._desk.turn(job, decided)
         if seconds > 0:
             return await self._hold(delivery, look, job, self._clock.now() + timedelta(seconds=seconds))
@@ -198,7 +210,7 @@ class Handler:
                 return False
             if may_be_shared(job, delivery.deliveries, delivery.held_seconds):
                 return False
-            job = _untried(job, look, Go())
+            job = untried(job, look, Go())
         await self._put_back_until(delivery, job, due)
         return True
 
@@ -381,23 +393,3 @@ class Handler:
         # If it is lost, it is as if the worker had died before: the message comes again, and its claim says what is left to do.
         # A job whose claim is let go of must not come again.
         await patiently(delivery.ack, delivery.job.lane == LET_GO, seconds=math.inf)
-
-
-def _end(job: Job, go: Go, decided: Send | Over | Split) -> Done:
-    """How a job ends that is not tried now."""
-    if isinstance(decided, Split):
-        # The claim settles the parts before they are made: whoever does this again may find others, or decide to send nothing.
-        return Done(job.attempt, "split", members=decided.members, targets=decided.targets, untried_at=job.untried_at)
-    members = decided.members or job.members
-    if go.doubtful:
-        return Done(job.attempt, "ambiguous", go.doubt or "doubt", members=members)
-    assert isinstance(decided, Over), "without a doubt nothing forbids a try"
-    return Done(job.attempt, decided.end, decided.why, decided.outcome, members)
-
-
-def _untried(job: Job, look: Look, go: Go) -> Job:
-    """The job as it is put back, if it is: its message says that nobody had begun this attempt when its claim was looked at.
-
-    So it is not taken for one that was forgotten, however often it is put back.
-    """
-    return job if go.doubt is not None else replace(job, untried_at=datetime.fromtimestamp(look.now, UTC))

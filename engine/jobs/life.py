@@ -6,10 +6,14 @@ take long; a lease that was taken before would run out, and a job that was never
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
+
+from msgspec.structs import replace
 
 from engine.channels.channel import Job
 from engine.jobs.claims import Done, Leased, Look, Waiting, believable, may_be_let_go
+from engine.jobs.desk import Over, Send, Split
 
 DELIVERIES_MAX: Final = 5
 """A message that was handed out so often without an outcome ends its workers, so it is not handed out again. Whatever is put back
@@ -117,6 +121,26 @@ def may_be_shared(job: Job, deliveries: int, held_seconds: float) -> bool:
     A digest has another message for each record that was planned late: by what that one finds its digest may have begun.
     """
     return job.digest != "" or deliveries > 1 or job.again or held_seconds > ALONE_SECONDS
+
+
+def end_of(job: Job, go: Go, decided: Send | Over | Split) -> Done:
+    """How a job ends that is not tried now."""
+    if isinstance(decided, Split):
+        # The claim settles the parts before they are made: whoever does this again may find others, or decide to send nothing.
+        return Done(job.attempt, "split", members=decided.members, targets=decided.targets, untried_at=job.untried_at)
+    members = decided.members or job.members
+    if go.doubtful:
+        return Done(job.attempt, "ambiguous", go.doubt or "doubt", members=members)
+    assert isinstance(decided, Over), "without a doubt nothing forbids a try"
+    return Done(job.attempt, decided.end, decided.why, decided.outcome, members)
+
+
+def untried(job: Job, look: Look, go: Go) -> Job:
+    """The job as it is put back, if it is: its message says that nobody had begun this attempt when its claim was looked at.
+
+    So it is not taken for one that was forgotten, however often it is put back.
+    """
+    return job if go.doubt is not None else replace(job, untried_at=datetime.fromtimestamp(look.now, UTC))
 
 
 def _unclaimed(job: Job, deliveries: int, *, ask: bool, ended: Done | None) -> Step:

@@ -265,7 +265,7 @@ def waits_for_deliveries(self: Handler, claims: Any, queue: Any, journal: Any, *
     right_init(self, claims, queue, Awaited(journal), *others)
 
 
-right_end, right_conclude = handling._end, Handler._conclude
+right_end, right_conclude = handling.end_of, Handler._conclude
 
 Mistake = tuple[Any, str, Any, str]
 """Where it is made, what is wrong there, and the troubles of the worlds that show it."""
@@ -300,7 +300,7 @@ MISTAKES: dict[str, Mistake] = {
         "claims broker kills slow",
     ),
     "claims of all ended jobs are let go": (Handler, "_let_go", let_go_of_all, "freezes slow"),
-    "a try in doubt is said not to have been": (handling, "_end", over_whatever_was_tried, "kills slow again"),
+    "a try in doubt is said not to have been": (handling, "end_of", over_whatever_was_tried, "kills slow again"),
     "split before it is settled": (Handler, "_conclude", split_before_it_is_settled, "freezes kills"),
     "an outcome is said by anybody": (handling, "replaces", said_by_anybody, "freezes slow"),
     "an acceptance is said by the owner only": (handling, "replaces", said_by_the_owner_only, "freezes slow"),
