@@ -151,7 +151,10 @@ def _part_file(channel: str, part: str) -> str:
 
 
 def write_folder(folder: Path, configuration: Configuration) -> list[Path]:
-    """Write the files of a configuration into a folder that has none; their paths. What `read_folder` would refuse is left out.
+    """Write the files of a configuration into a folder that has none; their paths.
+
+    Templates of channels that have none are left out. What was kept from before a check existed is written as it is, and
+    `read_folder` names it as a fault.
 
     Raises:
         InvalidSetting: it has some already, or cannot be written to.

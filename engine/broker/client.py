@@ -15,7 +15,8 @@ from nats.aio.client import Client
 from engine.broker import wire
 
 AT_ONCE_BYTES_MAX = 64 << 10
-"""What is read of the server at a time and handled where it arrives; more goes to the read loop, which others run beside."""
+"""The largest read that is handled in the socket's callback. A larger one goes through the read loop, so that other tasks get
+their turn. A stream reader holds as much before it pauses the socket: twice nats-py's `DEFAULT_BUFFER_SIZE`."""
 
 RECONNECT_END_SECONDS = 0.5
 """After a cancellation that was lost the next one follows."""
@@ -55,23 +56,23 @@ class EngineClient(Client):
         self._take_at_once()
 
     def _take_at_once(self) -> None:
-        """Have messages handled where they arrive. nats-py's read loop gets the rest, and all while it has something to read.
+        """Have messages handled where they arrive. nats-py's read loop gets all else, and everything while it is at work.
 
         To wake its task for each read costs a future, a turn of the loop and three coroutines.
         """
         reader = getattr(self._transport, "_io_reader", None)
         if reader is None:
             return
-        leave: Callable[[bytes], None] = reader.feed_data
+        feed_reader: Callable[[bytes], None] = reader.feed_data
 
         def feed_data(data: bytes) -> None:
             # uvloop fills a buffer of 256 KB up to 32 times in a turn of the loop, unless the reader pauses it, as it does once
             # it holds more than this. What is taken at once fills no buffer.
-            few = len(data) <= AT_ONCE_BYTES_MAX
-            if few and getattr(reader, "_waiter", None) is not None and self.is_connected:
+            is_small = len(data) <= AT_ONCE_BYTES_MAX
+            if is_small and getattr(reader, "_waiter", None) is not None and self.is_connected:
                 data = self.parser.take(data)
             if data:
-                leave(data)
+                feed_reader(data)
 
         reader.feed_data = feed_data
 

@@ -38,7 +38,7 @@ class Sink(Protocol):
 
 
 class _Other(NamedTuple):
-    """What no handler takes, up to `end`: a line of control, or a message, whose parts are said."""
+    """What nats-py must handle, up to `end`: a control line, or a message: its words, and where headers and payload begin."""
 
     end: int
     words: Sequence[bytes] = ()
@@ -91,7 +91,7 @@ class HotParser:
         self._keep(data, position, need)
 
     def take(self, data: bytes) -> bytes:
-        """The same, as far as registered handlers take what is there. The rest is given back, for `parse`."""
+        """As `parse`, without waiting: handles messages up to the first thing that has no handler; gives the bytes from there."""
         data = self._joined(data)
         position, need, other = self._walk(data, 0)
         if other is not None:
@@ -113,7 +113,7 @@ class HotParser:
         return data
 
     def _keep(self, data: bytes, position: int, need: int) -> None:
-        """From `position` on there is less than a message: it has `need` bytes, or else nobody knows yet."""
+        """Keep an incomplete message. `need`: its whole length; 0 where its first line is not complete."""
         if position < len(data):
             self._chunks.append(data[position:])
             self._have = len(data) - position
@@ -224,7 +224,7 @@ def value_of(headers: bytes, line: bytes) -> bytes | None:
 
 
 def _rest_of_line(headers: bytes, start: int) -> bytes:
-    """A publisher may leave out the end of the last line, and the server passes that on."""
+    """The value from `start` to the end of its line, which a publisher may have left out."""
     end = headers.find(_CRLF, start)
     return (headers[start:] if end < 0 else headers[start:end]).strip()
 

@@ -83,7 +83,7 @@ async def suppress_for(
         if not await _is_first(connection, tenant, report):
             return False
         wish = channel == "sms" and outcome.kind == "opted_out"
-        if wish and not await _is_last_wish(connection, tenant, address, at, stop=True):
+        if wish and not await _noted_as_last(connection, tenant, address, at, stop=True):
             return False
         before: Sequence[datetime] = ()
         if outcome.soft_bounce:
@@ -120,7 +120,7 @@ async def free_number(
     async with changing_suppressions(directory, tenant, [("sms", number)], seconds) as connection:
         if not await _is_first(connection, tenant, report):
             return False
-        if not await _is_last_wish(connection, tenant, number, at, stop=False):
+        if not await _noted_as_last(connection, tenant, number, at, stop=False):
             return False
         return await lift_wishes(connection, tenant, "sms", number, at) > 0
 
@@ -142,10 +142,10 @@ async def _is_first(connection: Connection, tenant: str, report: str) -> bool:
     return await connection.fetchval(_FIRST, _name(tenant, report)) is not None
 
 
-async def _is_last_wish(connection: Connection, tenant: str, number: str, at: datetime, *, stop: bool) -> bool:
-    """Whether a number has wished nothing else since then; afterwards this is known as its last wish.
+async def _noted_as_last(connection: Connection, tenant: str, number: str, at: datetime, *, stop: bool) -> bool:
+    """Note a STOP or START of a number, if it has said nothing later; whether it was noted. Of two at one moment STOP is.
 
-    Whoever hears another wish of the number waits for this transaction.
+    Whoever notes another one of the number waits for this transaction.
     """
     await connection.execute(_PURGE_WISHES, REPORTS_KEPT, PURGED_AT_ONCE)
     return await connection.fetchval(_WISH, tenant, address_hash("sms", number), at, stop) is not None

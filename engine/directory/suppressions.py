@@ -189,13 +189,13 @@ async def put_suppressions(
 ) -> list[str]:
     """Suppress addresses; returns the ids, in this order. What is suppressed already gets the new reason and end.
 
-    A legal opt-out stays all the same, and a complaint where the new reason is neither. Of several about one address and scope
-    the last one counts.
+    A legal opt-out is replaced by an opt-out only, a complaint by a complaint or an opt-out only. Of several about one address
+    and scope the last one counts.
 
     Args:
         reported: nobody has decided this, it follows from what a provider says: what is suppressed for as long or longer stays.
             Opt-outs and complaints replace it nevertheless.
-        said_at: when somebody wished it; None: now.
+        said_at: when a person asked for it; None: now.
     """
     rows: dict[bytes, tuple[Any, ...]] = {}
     ids = []

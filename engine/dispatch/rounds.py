@@ -308,7 +308,7 @@ def batches(
         message = entry.message(place)
         cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES
         number = len(messages)
-        # Of an event for very many a batch has the fewest messages, and below that no entry need be asked.
+        # No entry allows fewer, so below that none is asked.
         full = number >= allowed - 1 or size + cost > BATCH_BYTES_MAX
         if number and (full or number >= FAN_OUT_MESSAGES_MAX - 1):
             before = entries[index - 1]

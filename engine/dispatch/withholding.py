@@ -28,7 +28,7 @@ class Withholding:
     """
 
     def __init__(self, cancels: Cancels | None, planned: Sequence[Planned]) -> None:
-        # Nearly all events have neither, and can become neither cancelled nor over.
+        # Only events with a `transaction_id` can be cancelled, and only those with `expires_at` expire; nearly all have neither.
         self._planned = [
             one
             for one in planned

@@ -186,7 +186,8 @@ class Handler:
             return await self._hold(delivery, look, replace(job, stage=decided.stage or job.stage), decided.due)
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
             if look is not None and not may_be_shared(job, delivery.deliveries, delivery.held_seconds):
-                # Parts are jobs that come again, and a store that is young is believed of those only that were seen untried.
+                # Of a split the parts are new messages. A young store that has no claim for them is believed only if they say
+                # `untried_at`, so it is noted here.
                 job = untried(job, look, go)
             return await self._conclude(delivery, look, end_of(job, go, decided))
         seconds = await self._desk.turn(job, decided)

@@ -45,7 +45,7 @@ def effective(
         return Effective("off", "no_rule")
     said = _said(channel, type, category, user, _USER) or _said(channel, type, category, tenant, _TENANT)
     if said is not None:
-        # `*` may say `digest` for all channels; the app shows a record as soon as it is stored, or not at all.
+        # `*` may say `digest` for all channels. The app cannot wait: a record is shown as soon as it is stored.
         return Effective("on", said.source) if channel == "inapp" and said.choice != "off" else said
     line = rule.channels.get(cast("Channel", channel))
     return Effective("on" if line is None else line.default, "rule")

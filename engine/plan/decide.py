@@ -33,11 +33,11 @@ TEMPLATED: Final = frozenset({"push", "email", "sms"})
 """Channels whose messages are made from a template. A webhook's receiver gets the record itself."""
 
 WAIT_MAX: Final = 2 * HORIZON
-"""How long a notification waits once it has woken, counted from when the log stored it. A wait ends outside of any silence, but
-whoever is held up by an operator or an outage may come into the next one, and into the one after that."""
+"""A notification that wakes in a silence again waits for no longer than this, counted from when the log stored it. A wait ends
+outside of any silence, but whoever is held up by an operator or an outage may come into the next one, and the one after that."""
 
-_LATE: Final = frozenset({"quiet_hours", "send_window", "cap"})
-"""Stages that have waited for an hour to be sent in. A retry may be of a letter that was replayed after weeks."""
+_WAITED_FOR_TIME: Final = frozenset({"quiet_hours", "send_window", "cap"})
+"""Stages whose wait ends at a time when sending is allowed. `retry` is none: a letter may be replayed after weeks."""
 
 _OFF: Final[dict[Source, str]] = {
     "user_type": "type_off",
@@ -217,7 +217,7 @@ def _later(channel: str, line: ChannelRule, choice: Effective, inputs: Inputs) -
         return found
     if inputs.expires_at is not None and inputs.expires_at <= woken[1]:
         return _never("expired")
-    if facts.stage in _LATE and woken[1] > facts.stored_at + WAIT_MAX:
+    if facts.stage in _WAITED_FOR_TIME and woken[1] > facts.stored_at + WAIT_MAX:
         return _never(found.why)
     return found
 

@@ -66,7 +66,7 @@ def check_choices(document: Preferences, before: Preferences | None = None) -> N
         choice = line.get("inapp")
         if choice in _LATER and kept.get(path, {}).get("inapp") != choice:
             said = f"`{path}.inapp` cannot be {choice}, as the app shows a record as soon as it is stored"
-            raise ValueError(f'{said}: write on, or off (obeyed where a type\'s rule says `inapp = "optional"`)')
+            raise ValueError(f'{said}: write on, or off (counts where a type\'s rule says `inapp = "optional"`)')
 
 
 def _lines(document: Preferences) -> Iterator[tuple[str, Choices]]:

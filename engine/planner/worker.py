@@ -273,7 +273,7 @@ class PlanWorker:
         return planned
 
     def _doubted(self, one: Found) -> bool:
-        """Whether an earlier owner may have written a plan for it."""
+        """Whether it is old enough that an earlier owner may have written a plan for it, as long as there is doubt about any."""
         return one.stored_at <= self._doubtful_until
 
     @property

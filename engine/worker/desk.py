@@ -54,7 +54,7 @@ CONTROLS_SECONDS_MAX: Final = 2.0
 """A worker that has not heard from the control bucket for so long begins no send: so a kill switch holds within that time."""
 
 AGAIN_SECONDS: Final = 1.0
-"""How long a job waits at least that has woken and waits for the same once more, and twice as long each time."""
+"""The shortest pause of a job that wakes and must wait for the same reason again. It doubles each time, up to a minute."""
 
 ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
@@ -202,9 +202,8 @@ class WorkerDesk:
         woken = wakes(decision, inputs)
         if woken is not None:
             stage, due = woken
-            if (
-                job.stage == stage
-            ):  # by the clock of the broker it may be due already, which would hand it out at once again
+            if job.stage == stage:
+                # The broker's clock may be ahead of ours: without a pause it would hand the job out again at once.
                 pause = put_back_seconds(job.put_backs, AGAIN_SECONDS, random.random())
                 due = max(due, inputs.now + timedelta(seconds=pause))
             return Hold(due, decision.why, stage)

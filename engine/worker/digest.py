@@ -219,7 +219,7 @@ class Digests:
             user=job.user,
             type=one.type,
             category=one.category,
-            priority="low",  # what waits for a digest was not critical, and a rule that is by now does not go past preferences
+            priority="low",  # it was not critical when planned: a rule that says so by now must not pass over preferences
             channels=one.channels if job.channel in one.channels else None,
             expires_at=one.expires_at,
         )

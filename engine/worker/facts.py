@@ -1,4 +1,4 @@
-"""What a decision about a job is made from, of the job itself."""
+"""The part of a decision's inputs that comes from the job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PRIORITY: Final[Mapping[str, Priority]] = {"critical": "critical", "bulk": "low
 
 
 def facts_of(job: Job, known: Facts | None, *, cancelled: bool) -> Facts:
-    """The facts of a decision. What a planner has sent on its way at once is not put into a digest any more, nor made to wait."""
+    """The facts of a decision. What a planner has sent at once is neither put into a digest nor escalated."""
     stage: Stage = "retry" if job.stage == "first" else job.stage  # type: ignore[assignment]
     if known is None:
         return Facts(stored_at=job.stored_at or job.first_at, stage=stage, cancelled=cancelled)

@@ -49,8 +49,8 @@ def next_channel(rule: TypeRule, job: Job) -> Job | None:
     """The job of the next channel of the rule that is an escalation and not due yet; None: there is none.
 
     Nor is there one where the event has named its channels, of which a job knows its own only: the others come in time, if they
-    were named. A digest has members that were planned for its own channel. And what is due in more than three days comes in its
-    own time, as claims are kept no longer.
+    were named. A digest has members that were planned for its own channel. And what is due later than claims are kept comes in
+    its own time.
     """
     if job.requested or job.digest:
         return None

@@ -76,7 +76,8 @@ class WorkerJournal:
         self._directory, self._ends = directory, ends
         self._spans = active()
         self._stalls: dict[str, Stall] = {}
-        # For each channel, so that one whose batch is not answered makes no other wait.
+        # A question is the receipts of one job, its answer why they were not stored. For each channel, so that one whose batch is
+        # not answered makes no other wait.
         self._receipts: dict[Channel, Questions[Sequence[Outgoing], BrokerError | None]] = {
             channel: Questions("receipts", self._store_all, turns=JOBS_TURNS) for channel in CHANNELS
         }
@@ -85,7 +86,7 @@ class WorkerJournal:
         """Store receipts of the job.
 
         Raises:
-            BrokerError: they may be stored or not.
+            BrokerError: they may be stored or not. ConnectionError: the journal was closed meanwhile.
         """
         tenant, user = encode_token(job.tenant), encode_user(job.user)
         subject = f"rcpt.{partition_of(tenant, user, self._partitions)}.{tenant}.{user}"

@@ -83,7 +83,7 @@ def number(headers: bytes, line: bytes) -> int:
 
 
 def live_position(headers: bytes) -> tuple[int, int]:
-    """`(seq, prev)` of a republished copy: `seq` -1 where the message is none."""
+    """`(seq, prev)` of a republished copy: `seq` -1 where the message is no copy."""
     start = headers.rfind(_SEQUENCE)
     if start < 0:
         return -1, -1
@@ -97,14 +97,14 @@ def live_position(headers: bytes) -> tuple[int, int]:
 class SaidEpoch(NamedTuple):
     """What a copy says of the incarnation of its log, in `text`; empty where it says nothing.
 
-    `start`: what headers begin with that say the same. Whoever has this need not look into them.
+    `start`: headers that begin so name the same epoch, so they need not be searched.
     """
 
     start: bytes
     text: str
 
 
-NO_EPOCH: Final = SaidEpoch(b"\0", "")
+NO_EPOCH: Final = SaidEpoch(b"\0", "")  # no headers begin with NUL
 
 
 def epoch_in(headers: bytes) -> SaidEpoch:
@@ -113,10 +113,10 @@ def epoch_in(headers: bytes) -> SaidEpoch:
     if start < 0:
         return NO_EPOCH
     start += len(_EPOCH)
-    return _said(headers[start : headers.index(b"\r\n", start)])
+    return _epoch_of(headers[start : headers.index(b"\r\n", start)])
 
 
 @functools.lru_cache(maxsize=256)
-def _said(value: bytes) -> SaidEpoch:
-    """One for all users of a log."""
+def _epoch_of(value: bytes) -> SaidEpoch:
+    """Cached: one object for all users of a log."""
     return SaidEpoch(b"NATS/1.0%b%b\r\n" % (_EPOCH, value), value.decode("ascii", "replace").strip())

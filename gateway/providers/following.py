@@ -100,7 +100,7 @@ async def follow_answer(context: Context, provider: str, tenants: Sequence[str],
     word, now = inbound.keyword, datetime.now(UTC)
     metrics.gateway_reports.labels(provider, word or "answered").inc()
     directory, report = directory_of(context), report_id(provider, "inbound", inbound.provider_id)
-    # Who does not say when it was sent posts it at once.
+    # Providers that give no time post at once, so now is when it was sent.
     at = now if inbound.at is None else min(inbound.at, now)
     for tenant in tenants if word in ("stop", "start") else ():
         try:

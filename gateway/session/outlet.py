@@ -165,7 +165,7 @@ class WebSocketOutlet(SocketOutlet):
 
     def send(self, frame: bytes, epoch: bytes = b"", seq: int = 0) -> None:
         """One text frame."""
-        # As `_put`, with what each record would pay for its being general.
+        # `_put` written out for two parts: its loop would cost each record too much.
         if self._closing:
             return
         parts, size = self._parts, len(frame)

@@ -3,7 +3,7 @@
 import { $, CHANNELS, ask, element, notice, user } from "/page.js";
 
 const CHOICES = { "": "–", on: "on", off: "off", digest: "digest", instant: "instant" };
-const INAPP_CHOICES = { "": "–", on: "on", off: "off" }; // what is stored is shown at once, or not at all
+const INAPP_CHOICES = { "": "–", on: "on", off: "off" }; // the app cannot wait: a record is shown as soon as it is stored
 const DAYS = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 const DISTURBING = ["push", "email", "sms"]; // what quiet hours can silence
 const NIGHT = { start: "22:00", end: "07:00" };

@@ -86,7 +86,7 @@ def diff(
 
 @app.command()
 def export(files: Files, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
-    """Write the tenant's configuration into a folder that has none. Applying it changes nothing."""
+    """Write the tenant's configuration into a folder that has none. Applied, it changes nothing, or its faults are named."""
     from engine.directory.templates import FORMS
     from ops.config_files import write_folder
 

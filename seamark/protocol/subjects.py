@@ -26,7 +26,7 @@ _STORED_EVENT = re.compile(
     r"\.([A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+)",
     re.ASCII,
 )
-"""A stored event whose tokens are plain text, in one look: nearly all are. How long its type is has to be looked at besides."""
+"""A stored event whose tokens are plain text, in one look: nearly all are. It does not check the length of the type."""
 _STORED_PREFIXES: Final = {"events": "ev", "bulk": "bk"}
 """What stored events' subjects begin with, by the first word of the subject they were published on."""
 _ESCAPE = re.compile(rb"=([0-9A-F]{2})")

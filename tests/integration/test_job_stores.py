@@ -12,7 +12,7 @@ from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from engine.channels.channel import Job, Outcome
+from engine.channels.channel import Job, Outcome, key_of
 from engine.channels.email.settings import DomainSettings
 from engine.jobs import redisbucket, redisclaims
 from engine.jobs.bucket import Level, Limit, refused, take
@@ -86,7 +86,7 @@ async def test_all_claims_of_a_tenant_are_in_one_slot_of_a_cluster_whatever_it_i
     redis: Redis, claims: RedisClaims, tenant: str
 ) -> None:
     for number in range(20):
-        key = f"{tenant}/order-{number}/alice/sms/"
+        key = key_of(tenant, f"order-{number}", "alice", "sms", "")
         await claims.put(key, await claims.look(key), DONE, keep_seconds=100)
         assert claims.unbegun(key) is not None
     assert len(await redis.keys("job:*")) == 20

@@ -236,8 +236,8 @@ steps = st.lists(
 def faulty(frames: list[object], faults: list[str], before: list[object]) -> list[object]:
     """`frames` as they might arrive: some lost, doubled, swapped, cut off, or mixed with an older session's of the same log.
 
-    Only a record or skip is lost or overtaken by another: what a `live` or `pong` covers is the gateway's word, as is a `reset`,
-    and nothing in these frames could prove it wrong.
+    Only a record or skip is lost or overtaken by another: what a `live` or `pong` covers is the gateway's word, and
+    nothing in these frames could prove it wrong. A reset may be lost, but no record overtakes it.
     """
     arriving = list(frames)
     for at, fault in enumerate(faults):

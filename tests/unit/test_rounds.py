@@ -199,7 +199,6 @@ def test_an_event_that_cannot_be_planned_is_dead_with_its_reason(reason: str, on
 
 
 @example(b"", b"", b"NATS/1.0\r\ntraceparent:")
-@example(b"", b"", b"NATS/1.0\r\nNats-Msg-Id:")
 @given(st.binary(max_size=100), st.binary(max_size=40), st.binary(max_size=60))
 def test_no_bytes_whatever_can_stop_a_partition(payload: bytes, subject: bytes, headers: bytes) -> None:
     assert isinstance(plan(Delivered(subject, 1, STORED_AT, headers, payload), EPOCH), Dead)

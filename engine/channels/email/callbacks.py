@@ -96,7 +96,7 @@ def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
             return []
         outcome = msgspec.structs.replace(meant, provider=provider)
         # SES may have sent nothing, as the person had complained before.
-        whether: State = "failed" if _text(said.get("complaintSubType")) in _LISTS else "delivered"
+        whether: State = "failed" if _text(said.get("complaintSubType")) in _SES_SUPPRESSION_LISTS else "delivered"
         whom = _list(said.get("complainedRecipients"))
         states = [(_dict(one).get("emailAddress"), whether, outcome) for one in whom]
     elif kind == "Bounce":
@@ -206,12 +206,12 @@ _SES: Final[Mapping[str, Outcome]] = {
 """https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html#bounce-types"""
 
 _SES_NEW: Final = Outcome(kind="permanent", soft_bounce=True, known=False)
-"""SES reports a bounce of what has not arrived only, with the one exception below."""
+"""A bounce type that is not in the table. SES calls only undelivered mails bounces, and automatic answers (`_MAYBE_AWAY`)."""
 
 _MAYBE_AWAY: Final = "Transient/General"
 """What SES calls the automatic answer of somebody who is away, too. That has neither a reply of a server nor a status."""
 
-_LISTS: Final = frozenset({"OnAccountSuppressionList", "OnTenantSuppressionList"})
+_SES_SUPPRESSION_LISTS: Final = frozenset({"OnAccountSuppressionList", "OnTenantSuppressionList"})
 
 _FEEDBACK: Final[Mapping[str, Outcome | None]] = {
     "abuse": _COMPLAINT,
@@ -223,8 +223,8 @@ _FEEDBACK: Final[Mapping[str, Outcome | None]] = {
     "auth-failure": None,
     "virus": None,
 }
-"""Feedback-Type (RFC 5965, 6430, 6591; `opt-out` is of their drafts): that a mail is no spam, that it was not authenticated, or
-that a filter has found a virus in it is no complaint of a person. Many servers give none; another is taken for a complaint."""
+"""Feedback-Type (RFC 5965, 6430, 6591; `opt-out` is of their drafts). `not-spam`, `auth-failure` and `virus` are no complaint of
+a person. A missing or unknown type counts as a complaint."""
 
 _SENDGRID: Final[Mapping[str, Outcome]] = {"bounce": _GONE, "blocked": _REFUSED}
 
