@@ -9,7 +9,7 @@ from ops.dev.servers import NatsServer
 from seamark.protocol.subjects import encode_token, event_subject, parse_stored_event, partition_of
 from tests.support.logs import connected
 
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=10)
 
 
 async def partitioned(broker: Broker, partitions: int) -> None:

@@ -129,9 +129,8 @@ def test_whatever_json_a_client_sends_is_a_frame_or_said_to_be_none(value: Any) 
 @given(st.binary())
 def test_whatever_bytes_are_sent_are_no_frame(data: bytes) -> None:
     for decode in (decode_client_frame, decode_gateway_frame):
-        with pytest.raises(BadFrame):
+        with pytest.raises((BadFrame, UnknownOp)):  # Hypothesis knows how to write JSON
             decode(data)
-    assert request_id(data) is None
 
 
 def test_the_request_of_a_frame_that_cannot_be_obeyed_is_known_where_it_can_be_read() -> None:
