@@ -52,7 +52,7 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
     working = asyncio.create_task(sweep.sweep())
     while not working.done():  # as a projector does
         await world.fold()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # between two folds; the loop ends when the sweep does
     assert await working == 3
     await world.fold()
     stored = await world.pool.fetch("SELECT * FROM deliveries")
