@@ -147,6 +147,7 @@ class Providers:
         self._file, self._channels, self._forget = file, tuple(channels), forget
         self._reading = 0
         self._now = self._read(file)
+        self._replaced: list[Mapping[rules.Channel, Sequence[Provider]]] = []
         self._closing = Tasks()
 
     def of(self, channel: rules.Channel) -> tuple[Provider, ...]:
@@ -169,20 +170,22 @@ class Providers:
         file = ProvidersFile(self._file.path)
         before, self._now = self._now, self._read(file)
         self._file = file
+        self._replaced.append(before)
         self._closing.begin(self._close_later(before, self._reading - 1), "providers-close")
         return file.changed
 
     async def _close_later(self, providers: Mapping[rules.Channel, Sequence[Provider]], reading: int) -> None:
-        try:
-            await asyncio.sleep(CLOSE_SECONDS)
-        finally:
-            await _close(providers)
+        await asyncio.sleep(CLOSE_SECONDS)
+        await _close(providers)
+        self._replaced.remove(providers)
         await self._forget(reading)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._closing.end()
-        await _close(self._now)
+        # Not in a `finally` of the tasks: one that is cancelled before its first turn runs nothing, and would close nothing.
+        for providers in (*self._replaced, self._now):
+            await _close(providers)
 
 
 async def _close(providers: Mapping[rules.Channel, Sequence[Provider]]) -> None:

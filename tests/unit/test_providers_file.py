@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 
 from engine import metrics
 from engine.channels import files
+from engine.channels.sms.channel import SmsChannel
 from engine.errors import InvalidSetting
 from engine.jobs.bucket import Limit
 from engine.plan.rules import Channel
 from engine.settings import Secret, Settings
+from engine.tasks import end
 from engine.worker import providers as module
 from engine.worker.providers import CHANNELS, Providers, ProvidersFile, read_providers
 from ops.cli import app
@@ -133,8 +135,26 @@ async def test_a_file_or_a_secret_that_changes_is_read_anew_and_one_that_is_brok
         file.write_text(SMS.replace("20", "30"))
         await eventually(lambda: providers.of("sms")[0].limit == Limit(30))
     finally:
-        watching.cancel()
+        await end(watching)
         await providers.close()
+
+
+async def test_all_connections_are_closed_at_the_end_be_they_replaced_in_that_very_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[object] = []
+
+    async def close(channel: SmsChannel) -> None:
+        closed.append(channel)
+        await channel._provider.close()
+
+    monkeypatch.setattr(SmsChannel, "close", close)
+    providers = Providers(ProvidersFile(written(tmp_path, SMS, twilio_secret="one")), ("sms",), ignored)
+    (first,) = providers.of("sms")
+    providers._read_anew()  # its task has had no turn when all is closed
+    (second,) = providers.of("sms")
+    await providers.close()
+    assert closed == [first.channel, second.channel]
 
 
 def test_the_command_only_looks_whether_the_file_can_be_used(tmp_path: Path) -> None:
