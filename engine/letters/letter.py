@@ -32,10 +32,10 @@ THROTTLED: Final = "throttled"
 
 
 JOB_CLASSES: Final = (
-    "ambiguous", "config", "jobs_refused", "lost", "permanent", "poison", "suppressed", "target_invalid", "throttled",
-    "transient",
+    "ambiguous", "config", "jobs_refused", "lost", "opted_out", "permanent", "poison", "suppressed", "target_invalid",
+    "throttled", "transient",
 )  # fmt: skip
-"""Classes of letters of jobs: see `Letter`."""
+"""Every class that `job_letter` can write; see `Letter`. `opted_out`: an earlier try may have been taken."""
 
 EVENT_CLASSES: Final = (
     "category", "channels", "collapse_key", "data", "disagreement", "expires_at", "id", "internal", "json", "late", "later_full",

@@ -1,21 +1,24 @@
 """Dead letters: which classes there are, and what is done with what cannot be read."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from engine.broker.jetstream import Stored
+from engine.channels.channel import Outcome, OutcomeKind
 from engine.errors import InvalidSetting, StoreBroken, StoreUnavailable
-from engine.jobs.claims import Done
+from engine.jobs.claims import Done, Leased
 from engine.jobs.messages import unread_job
-from engine.letters.letter import EVENT_CLASSES, JOB_CLASSES, job_letter, letter_of
+from engine.jobs.retry import POLICIES, settle
+from engine.letters.letter import EVENT_CLASSES, JOB_CLASSES, deserves_letter, job_letter, letter_of
 from engine.plan.rules import CHANNELS
 from gateway.http.problems import problem_of
 from ops.cli.dlq import SEQ_MAX, _filter
 from seamark.protocol import events
+from tests.support.sending import a_job
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -30,6 +33,19 @@ def test_documents_name_every_class_of_letters_and_none_that_there_is_not() -> N
     assert classes_in(of_jobs) == set(JOB_CLASSES)
     of_events = (DOCS / "protocol.md").read_text().split("| reason | |")[1].split("\n\n")[0]
     assert classes_in(of_events) == set(EVENT_CLASSES)
+
+
+@pytest.mark.parametrize("doubt", [False, True])
+@pytest.mark.parametrize("kind", sorted({*get_args(OutcomeKind)} - {"ok", "expired"}))
+def test_every_class_that_the_last_try_leads_to_can_be_asked_for(kind: OutcomeKind, doubt: bool) -> None:
+    now = datetime.now(UTC)
+    job = a_job("sms", "n1", tried_at=now - timedelta(days=30))
+    done = settle(job, Leased(1, "w", doubt=doubt), Outcome(kind=kind), POLICIES["sms"], now, 0.5, repeatable=True)
+    assert isinstance(done, Done)
+    if deserves_letter(done):
+        _, _, headers = job_letter(job, done)
+        assert headers["Seamark-Class"] in JOB_CLASSES
+        assert headers["Seamark-Doubt"] == ("yes" if doubt or kind == "ambiguous" else "no")
 
 
 @pytest.mark.parametrize(
