@@ -114,8 +114,8 @@ jobs_subjects = Gauge(
     "Schedules, and users with jobs waiting, in JOBS, as planners have seen it last; at most 1 000 000",
 )
 
-jobs_unread = Counter(
-    "seamark_jobs_unread",
+jobs_unreadable = Counter(
+    "seamark_jobs_unreadable",
     "Messages of JOBS that no worker could read, and that were set aside as dead letters",
     ("channel",),
 )

@@ -56,7 +56,7 @@ from engine.jobs.life import (
     may_be_shared,
     untried,
 )
-from engine.jobs.messages import Unread
+from engine.jobs.messages import Unreadable
 from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, put_back_seconds, settle
 from engine.jobs.splitting import parts_of
@@ -147,7 +147,7 @@ class Handler:
             job = untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
 
-    async def set_aside(self, unread: Unread) -> None:
+    async def set_aside(self, unreadable: Unreadable) -> None:
         """End what cannot be read: with a dead letter that keeps it, and receipts, as far as they can be told.
 
         Done again it says the same. What has a claim may have been sent by a worker that could read it.
@@ -155,9 +155,9 @@ class Handler:
         Raises:
             BrokerError, StoreUnavailable: not all of it is done.
         """
-        job, look = unread.job, await self._look(unread.job)
+        job, look = unreadable.job, await self._look(unreadable.job)
         done = Done(job.attempt, "failed" if look is not None and look.claim is None else "ambiguous", "poison")
-        await self._journal.set_aside(job, done, unread.payload)
+        await self._journal.set_aside(job, done, unreadable.payload)
         if job.id:
             await self._store(job, receipts_of(job, done, self._clock.now()))
 

@@ -76,7 +76,7 @@ class _Legible(msgspec.Struct):
 _decode_legible = msgspec.json.Decoder(_Legible).decode
 
 
-class Unread(NamedTuple):
+class Unreadable(NamedTuple):
     """A message that is no job which this version can read: its bytes, and what can be said of it all the same.
 
     `job.id` is "" where nothing of it can be read. It must never be sent or scheduled: it is not the whole job.
@@ -86,7 +86,7 @@ class Unread(NamedTuple):
     payload: bytes
 
 
-def unread_job(channel: Channel, subject: bytes, payload: bytes) -> Unread:
+def unreadable_job(channel: Channel, subject: bytes, payload: bytes) -> Unreadable:
     """What can be said of a message of the lanes of `channel` that `decode_job` does not take."""
     try:
         told = _decode_legible(payload)
@@ -106,7 +106,7 @@ def unread_job(channel: Channel, subject: bytes, payload: bytes) -> Unread:
         digest=told.digest,
         trace=told.trace,
     )
-    return Unread(job, payload)
+    return Unreadable(job, payload)
 
 
 def _whose(subject: bytes) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from engine.broker.connection import Subscription
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Lane
 from engine.errors import Unavailable
-from engine.jobs.messages import NO_JOB, Unread, decode_job, job_consumer, message_of, schedule_of, unread_job
+from engine.jobs.messages import NO_JOB, Unreadable, decode_job, job_consumer, message_of, schedule_of, unreadable_job
 from engine.plan.rules import Channel
 from seamark.protocol.subjects import JOBS_STREAM
 
@@ -37,7 +37,7 @@ is shorter than `ALONE_SECONDS`."""
 PULL_LOST_SECONDS: Final = 2 * PULL_EXPIRES_SECONDS
 """After so much silence the broker has lost a pull, or this process stood still: it orders anew."""
 
-UNREAD_DELIVERIES_MAX: Final = 3
+UNREADABLE_DELIVERIES_MAX: Final = 3
 """How often a message is handed out that a worker cannot read: while workers are replaced, one of a newer version may take it. It
 must not stay for ever, because the broker hands out so many at most that are not acknowledged, and others would wait for them."""
 
@@ -79,12 +79,15 @@ class PulledJob:
             return  # said again soon; at worst somebody else gets it, too, and finds its claim
 
 
-class PulledUnread(NamedTuple):
-    """A message that cannot be read, handed out for the last time."""
+class PulledUnreadable(NamedTuple):
+    """A message that cannot be read and was handed out often enough to be set aside.
+
+    It is handed out again until that is done.
+    """
 
     broker: Broker
     reply: bytes
-    unread: Unread
+    unreadable: Unreadable
 
     async def end(self) -> None:
         """Have it handed out no more; returns when the broker has said that it knows.
@@ -114,7 +117,7 @@ class PulledLane:
 
     Args:
         on_job: called when a job has come.
-        on_unread: called with a message that cannot be read, once it was handed out `UNREAD_DELIVERIES_MAX` times.
+        on_unreadable: called with a message that cannot be read, once it was handed out `UNREADABLE_DELIVERIES_MAX` times.
     """
 
     def __init__(
@@ -123,12 +126,12 @@ class PulledLane:
         channel: Channel,
         lane: Lane,
         on_job: Callable[[], None],
-        on_unread: Callable[[PulledUnread], None],
+        on_unreadable: Callable[[PulledUnreadable], None],
     ) -> None:
         self._broker = broker
         self._channel: Channel = channel
         self._on_job = on_job
-        self._on_unread = on_unread
+        self._on_unreadable = on_unreadable
         self.lane = lane
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{job_consumer(channel, lane)}"
         self._inbox = f"{broker.settings.inbox_prefix}.jobs-{channel}-{lane}-{id(self):x}"
@@ -192,8 +195,10 @@ class PulledLane:
             # Only planners and workers write here: a newer version, or a fault of ours.
             deliveries = deliveries_of(reply)
             _log.error("job_unreadable", channel=self._channel, deliveries=deliveries, error=type(error).__name__)
-            if deliveries >= UNREAD_DELIVERIES_MAX:
-                self._on_unread(PulledUnread(self._broker, reply, unread_job(self._channel, subject, payload)))
+            if deliveries >= UNREADABLE_DELIVERIES_MAX:
+                self._on_unreadable(
+                    PulledUnreadable(self._broker, reply, unreadable_job(self._channel, subject, payload))
+                )
             return
         self.waiting.append(PulledJob(self._broker, reply, job, ordered_at))
         self._on_job()

@@ -14,7 +14,7 @@ from engine.channels.channel import Lane
 from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.handling import LEASE_SECONDS, SEND_SECONDS, Handler
 from engine.jobs.messages import LANES
-from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane, PulledUnread
+from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane, PulledUnreadable
 from engine.plan.rules import Channel
 from engine.tasks import end_if_cancelled
 from engine.traces.lines import about_followed
@@ -53,7 +53,7 @@ class Worker:
         self._open = open
         self._handler = handler
         self._news = asyncio.Event()
-        self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set, self._on_unread) for lane in LANES}
+        self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set, self._on_unreadable) for lane in LANES}
         self._turns = dict.fromkeys(LANES, 0)
         self._busy: dict[asyncio.Task[None], PulledJob] = {}
         self._aside: set[asyncio.Task[None]] = set()
@@ -116,16 +116,16 @@ class Worker:
                 # One job must not end the others. It is handed out again, and is poison if that helps nothing.
                 _log.exception("job_not_handled", channel=self.channel, lane=pulled.job.lane)
 
-    def _on_unread(self, pulled: PulledUnread) -> None:
+    def _on_unreadable(self, pulled: PulledUnreadable) -> None:
         """Set a message aside that cannot be read; with too many under way, when it is handed out again."""
         if len(self._aside) < AT_A_TIME:
             task = asyncio.create_task(self._set_aside(pulled), name=f"{self.channel}-aside")
             self._aside.add(task)
             task.add_done_callback(self._aside.discard)
 
-    async def _set_aside(self, pulled: PulledUnread) -> None:
+    async def _set_aside(self, pulled: PulledUnreadable) -> None:
         try:
-            await self._handler.set_aside(pulled.unread)
+            await self._handler.set_aside(pulled.unreadable)
             await pulled.end()
         except (BrokerError, StoreUnavailable) as error:
             # It is handed out again in a minute.
@@ -133,7 +133,7 @@ class Worker:
         except Exception:
             _log.exception("job_not_set_aside", channel=self.channel)
         else:
-            metrics.jobs_unread.labels(self.channel).inc()
+            metrics.jobs_unreadable.labels(self.channel).inc()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._busy.pop(task, None)

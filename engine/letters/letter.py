@@ -28,8 +28,8 @@ UNREADABLE: Final = "unreadable"
 
 SUPPRESSED: Final = "suppressed"
 THROTTLED: Final = "throttled"
-"""Why a job is suppressed that was too many of its tenant: nobody wanted that, so it can be replayed."""
-
+"""The reason of a job that was suppressed because its tenant had too many waiting: nobody decided against it, so it can be
+replayed."""
 
 JOB_CLASSES: Final = (
     "ambiguous", "config", "jobs_refused", "lost", "opted_out", "permanent", "poison", "suppressed", "target_invalid",
@@ -91,13 +91,13 @@ def deserves_letter(done: Done) -> bool:
     return done.end in ("failed", "ambiguous") or (done.end == SUPPRESSED and done.why == THROTTLED)
 
 
-def job_letter(job: Job, done: Done, unread: bytes | None = None) -> tuple[str, bytes, dict[str, str]]:
+def job_letter(job: Job, done: Done, unreadable: bytes | None = None) -> tuple[str, bytes, dict[str, str]]:
     """The letter of a job as it is stored: subject, payload, headers.
 
     Args:
-        unread: the message that could not be read, of which `job` is what can be said.
+        unreadable: the message that could not be read, of which `job` is what can be said.
     """
-    known_by = job.claim_key.encode() if unread is None else unread
+    known_by = job.claim_key.encode() if unreadable is None else unreadable
     name = hashlib.blake2b(known_by, digest_size=15).hexdigest()
     outcome = done.outcome
     cls: str = done.end
@@ -105,12 +105,11 @@ def job_letter(job: Job, done: Done, unread: bytes | None = None) -> tuple[str, 
         cls = outcome.kind
     elif done.end == "failed":
         cls = done.why or done.end
+    code = (outcome.code if outcome is not None else "") or done.why or cls
     tries = job.tries_before + max(done.attempt, job.attempt) + 1
     headers = {
         "Seamark-Class": cls,
-        "Seamark-Code": (outcome.code if outcome is not None else "") or done.why or cls
-        if unread is None
-        else UNREADABLE,
+        "Seamark-Code": code if unreadable is None else UNREADABLE,
         "Seamark-Provider": outcome.provider if outcome is not None else "",
         "Seamark-Known": "yes" if outcome is None or outcome.known else "no",
         "Seamark-Doubt": "yes" if done.end == "ambiguous" else "no",
@@ -122,7 +121,7 @@ def job_letter(job: Job, done: Done, unread: bytes | None = None) -> tuple[str, 
     shown = {key: header_text(value) for key, value in headers.items() if value}
     return (
         job_letter_subject(job.tenant, job.user, job.channel, name),
-        msgspec.json.encode(job) if unread is None else unread,
+        msgspec.json.encode(job) if unreadable is None else unreadable,
         shown,
     )
 
@@ -157,7 +156,7 @@ def _of_job(stored: Stored) -> Letter:
         in_doubt=told.get("Seamark-Doubt") == "yes",
         tries=int(told.get("Seamark-Tries", "0")),
         type=told.get("Seamark-Type", ""),
-        id=_id_of(stored.payload),
+        id=id_in(stored.payload),
         trace=told.get("traceparent", ""),
     )
 
@@ -169,7 +168,8 @@ class _Named(msgspec.Struct):
 _decode_named: Final = msgspec.json.Decoder(_Named).decode
 
 
-def _id_of(payload: bytes) -> str:
+def id_in(payload: bytes) -> str:
+    """The id of the event or job in a letter; "" where it cannot be read."""
     try:
         return _decode_named(payload).id
     except NO_JOB:

@@ -26,7 +26,7 @@ from engine.errors import ApiError, Forbidden, StoreUnavailable
 from engine.jobs.claims import Claims, ClaimsUnavailable
 from engine.jobs.messages import NO_JOB, decode_job, message_of
 from engine.jobs.replays import replayed
-from engine.letters.letter import SUPPRESSED, THROTTLED, Letter
+from engine.letters.letter import SUPPRESSED, THROTTLED, Letter, id_in
 from engine.letters.reading import Found
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, bulk_subject, event_subject, parse_stored_event
@@ -45,7 +45,8 @@ Fate = Literal["replayed", "dropped", "sent", "before", "in_doubt", "gone", "unr
 """What became of a letter.
 
 - `replayed`, `dropped`: as it was asked.
-- `sent`: its job was sent after the letter was written; `before`: it was gone on with before. The letter is removed.
+- `sent`: its job was sent after the letter was written. `before`: its job has already been tried, replayed or ended otherwise
+  since. The letter is removed.
 - `in_doubt`: its job may have been sent, so it stays until somebody says that it is to be replayed all the same.
 - `gone`: somebody else has removed it. `unreadable`: nobody can tell where it belongs, or read its job; it stays.
 - `refused`: the broker never takes it, as it is too large; it stays, and the others are gone on with.
@@ -162,8 +163,7 @@ class Replays:
         if place is None:
             return "unreadable"
         subject, tenant = place
-        id = _id_of(found.stored.payload)
-        if id is not None:
+        if id := id_in(found.stored.payload):
             # One that died after it was claimed (LATER was full) would pass for a second publication of itself.
             await self._release(tenant, id, found.letter.original)
         headers = {}
@@ -186,17 +186,6 @@ def _place(letter: Letter) -> tuple[str, str] | None:
         return None
     make = bulk_subject if letter.subject.startswith("bk.") else event_subject
     return make(at.tenant, at.key, at.type), at.tenant
-
-
-class _Named(msgspec.Struct):
-    id: str
-
-
-def _id_of(payload: bytes) -> str | None:
-    try:
-        return msgspec.json.decode(payload, type=_Named).id
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 async def remove(broker: Broker, seq: int) -> bool:

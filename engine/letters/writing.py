@@ -13,18 +13,18 @@ from engine.traces.spans import active
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM
 
 
-async def store_job_letter(broker: Broker, job: Job, done: Done, unread: bytes | None = None) -> None:
+async def store_job_letter(broker: Broker, job: Job, done: Done, unreadable: bytes | None = None) -> None:
     """Store the letter of a job that has ended, once for each of its lives however often it is tried.
 
-    It has a span, whoever follows its notification.
+    A span says so, also where its notification is not followed.
 
     Args:
-        unread: as of `job_letter`.
+        unreadable: as of `job_letter`.
 
     Raises:
         BrokerError: it could not be stored, or nobody knows; `is_full` tells where there is no room.
     """
-    subject, payload, headers = job_letter(job, done, unread)
+    subject, payload, headers = job_letter(job, done, unreadable)
     try:
         after = After(DEAD_LETTERS_STREAM, 0)
         await broker.append(subject, payload, headers, after=after, budget_seconds=LETTER_SECONDS)

@@ -293,8 +293,8 @@ async def test_messages_that_no_worker_can_read_become_dead_letters_and_keep_nob
     await broker.api(
         f"CONSUMER.CREATE.JOBS.{config['name']}", {"stream_name": "JOBS", "config": {**config, "max_ack_pending": 4}}
     )
-    unread = [b'{"id":"newer%d","type":"a.b","first_at":17}' % number for number in range(6)]
-    for number, payload in enumerate([*unread, b"no json"]):
+    unreadable = [b'{"id":"newer%d","type":"a.b","first_at":17}' % number for number in range(6)]
+    for number, payload in enumerate([*unreadable, b"no json"]):
         await broker.append(f"job.push.normal.default.u{number % 2}", payload)
     await add(broker, jobs(3))
     desk, journal = Desk(), Journal(broker)
@@ -302,7 +302,7 @@ async def test_messages_that_no_worker_can_read_become_dead_letters_and_keep_nob
         await eventually(lambda: all_done(broker), seconds=60)
     assert set(desk.accepted) == {"n0", "n1", "n2"}
     found = [one async for one in letters(broker, Filter(kind="job"))]
-    assert {one.stored.payload for one in found} == {*unread, b"no json"}, "whole, as they were"
+    assert {one.stored.payload for one in found} == {*unreadable, b"no json"}, "whole, as they were"
     assert {(one.letter.cls, one.letter.code, one.letter.tenant, one.letter.channel) for one in found} == {
         ("poison", "unreadable", "default", "push")
     }

@@ -10,8 +10,8 @@ import pytest
 
 from engine.channels.channel import Job
 from engine.jobs import queue
-from engine.jobs.messages import unread_job
-from engine.jobs.queue import PULL_LOST_SECONDS, UNREAD_DELIVERIES_MAX, PulledLane, deliveries_of
+from engine.jobs.messages import unreadable_job
+from engine.jobs.queue import PULL_LOST_SECONDS, UNREADABLE_DELIVERIES_MAX, PulledLane, deliveries_of
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def ordering(broker: FakeBroker) -> PulledLane:
-    lane = PulledLane(broker, "push", "normal", lambda: None, lambda unread: None)  # type: ignore[arg-type]
+    lane = PulledLane(broker, "push", "normal", lambda: None, lambda unreadable: None)  # type: ignore[arg-type]
     lane._renew()
     lane.order(2)
     return lane
@@ -97,15 +97,15 @@ def test_what_cannot_be_read_is_left_to_other_versions_first_and_then_set_aside(
     broker = FakeBroker()
     lane = PulledLane(broker, "push", "normal", lambda: None, aside.append)  # type: ignore[arg-type]
     lane._renew()
-    for deliveries in range(1, UNREAD_DELIVERIES_MAX + 1):
+    for deliveries in range(1, UNREADABLE_DELIVERIES_MAX + 1):
         assert not aside
         lane.order(2)
         reply = REPLY.replace(b".1.17.", b".%d.17." % deliveries)
         broker.handlers[broker.orders[-1]](b"job.push.normal.acme.ann=40example=2Ecom", reply, b"", payload)
     assert not lane.waiting
     [pulled] = aside
-    assert pulled.unread.payload == payload
-    job = pulled.unread.job
+    assert pulled.unreadable.payload == payload
+    job = pulled.unreadable.job
     assert (job.tenant, job.user, job.channel) == ("acme", "ann@example.com", "push")
     assert (job.id, job.type, job.attempt) == (("n", "a", 2) if payload.startswith(b'{"id') else ("", "", 0))
 
@@ -114,5 +114,5 @@ def test_what_cannot_be_read_is_left_to_other_versions_first_and_then_set_aside(
     "subject", [b"job.push.normal.acme", b"job.push.normal.a=.b", b"job.push.normal.a.topic=3Ax", b"\xff"]
 )
 def test_what_cannot_be_read_and_belongs_to_nobody_is_set_aside_all_the_same(subject: bytes) -> None:
-    unread = unread_job("push", subject, b"{}")
-    assert (unread.job.tenant, unread.job.user) == ("?", "?")
+    unreadable = unreadable_job("push", subject, b"{}")
+    assert (unreadable.job.tenant, unreadable.job.user) == ("?", "?")

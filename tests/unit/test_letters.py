@@ -11,7 +11,7 @@ from engine.broker.jetstream import Stored
 from engine.channels.channel import Outcome, OutcomeKind
 from engine.errors import InvalidSetting, StoreBroken, StoreUnavailable
 from engine.jobs.claims import Done, Leased
-from engine.jobs.messages import unread_job
+from engine.jobs.messages import unreadable_job
 from engine.jobs.retry import POLICIES, settle
 from engine.letters.letter import EVENT_CLASSES, JOB_CLASSES, deserves_letter, job_letter, letter_of
 from engine.plan.rules import CHANNELS
@@ -70,15 +70,15 @@ def test_a_class_that_there_is_is_looked_for() -> None:
 
 def test_a_letter_keeps_what_cannot_be_read_and_says_whose_it_is() -> None:
     payload = b'{"id":"n1","type":"a.b","attempt":2,"first_at":17}'
-    unread = unread_job("sms", b"job.sms.normal.acme.ann=40example=2Ecom", payload)
-    subject, kept, headers = job_letter(unread.job, Done(2, "failed", "poison"), payload)
+    unreadable = unreadable_job("sms", b"job.sms.normal.acme.ann=40example=2Ecom", payload)
+    subject, kept, headers = job_letter(unreadable.job, Done(2, "failed", "poison"), payload)
     assert kept == payload
     block = b"NATS/1.0\r\n" + b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
     said = letter_of(Stored(subject, 3, datetime.now(UTC).isoformat(), block, kept))
     assert said is not None
     assert (said.kind, said.tenant, said.user, said.channel) == ("job", "acme", "ann@example.com", "sms")
     assert (said.cls, said.code, said.id, said.type, said.tries) == ("poison", "unreadable", "n1", "a.b", 3)
-    other = job_letter(unread.job, Done(2, "failed", "poison"), payload + b" ")
+    other = job_letter(unreadable.job, Done(2, "failed", "poison"), payload + b" ")
     assert other[0] != subject, "two that cannot be told apart by their ids are two letters"
 
 
