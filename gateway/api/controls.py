@@ -38,7 +38,7 @@ class NewKill(msgspec.Struct, frozen=True, tag="kill", tag_field="kind", forbid_
 
     @property
     def switch(self) -> document.Kill:
-        """The control that is meant."""
+        """The kill switch that is set, or the one to restore; `percent` counts only where it is set."""
         percent = 0 if self.percent is UNSET else self.percent
         return document.Kill(self.tenant, self.channel, self.provider, self.category, self.mode, percent)
 
@@ -97,9 +97,8 @@ async def change_controls(call: Call[Operator, ChangeQuery, Order]) -> Shown:
     try:
         return _shown(await ControlStore(call.context.broker).change(asked, version=call.query.version))
     except InvalidControl as error:
-        field = (
-            None if error.field is None else error.field if error.field in ("why", "who") else f"control.{error.field}"
-        )
+        own = (None, "why", "who")  # the others are members of the control
+        field = error.field if error.field in own else f"control.{error.field}"
         raise Problem(INVALID_BODY, str(error), field=field) from error
     except TooManyChanges as error:
         raise Problem(TOO_MANY_CHANGES, str(error), retry_after_seconds=RETRY_SECONDS) from error

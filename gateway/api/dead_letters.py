@@ -108,9 +108,9 @@ class Chosen(msgspec.Struct, forbid_unknown_fields=True):
 class Acted(msgspec.Struct):
     """What became of how many.
 
-    `replayed`, `dropped` as asked; `sent`: removed, as it was sent after the letter was written; `before`: removed, it was gone
-    on with before; `in_doubt`: left, as it may have been sent; `gone`: it was not there any more; `unreadable`: left; `refused`:
-    left, as the broker never takes it.
+    `replayed`, `dropped` as asked; `sent`: removed, as its job was sent after the letter was written; `before`: removed, as its
+    job has already been tried, replayed or ended otherwise since; `in_doubt`: left, as it may have been sent; `gone`: it was not
+    there any more; `unreadable`: left; `refused`: left, as the broker never takes it.
     """
 
     fates: dict[Fate, int]
@@ -240,7 +240,7 @@ def _tenant(principal: Service | Operator, named: str | None) -> str | None:
     """Whose letters; None: everybody's.
 
     Raises:
-        Problem: 403, a service has named another tenant; 400, there is none of this name.
+        Problem: 403, a service has named another tenant; 400, what an operator has named cannot be a tenant.
     """
     if isinstance(principal, Operator):
         try:

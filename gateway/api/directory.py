@@ -13,7 +13,7 @@ from engine.directory.users import checked_user_id
 from engine.postgres import Connection, asking
 from gateway.access.shares import Shares
 from gateway.context import Context
-from gateway.http.problems import INVALID_BODY, NOT_FOUND, SEE, UNAVAILABLE, Problem, field_of
+from gateway.http.problems import INVALID_BODY, NOT_FOUND, SEE_OPENAPI, UNAVAILABLE, Problem, field_of
 from gateway.limits import DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT, DIRECTORY_SECONDS
 
 PLACES: Final = Shares(DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT)
@@ -59,7 +59,7 @@ def checked() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise Problem(INVALID_BODY, str(error) + SEE, field=field_of(error)) from error
+        raise Problem(INVALID_BODY, str(error) + SEE_OPENAPI, field=field_of(error)) from error
 
 
 def there(found: T | None, what: str) -> T:

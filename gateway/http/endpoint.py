@@ -29,7 +29,7 @@ from gateway.http.problems import (
     INTERNAL,
     INVALID_BODY,
     INVALID_QUERY,
-    SEE,
+    SEE_OPENAPI,
     STORE_BROKEN,
     UNAVAILABLE,
     Kind,
@@ -236,7 +236,7 @@ class Endpoint:
             return msgspec.convert(said, self.query, strict=False)
         except msgspec.ValidationError as error:
             text = str(error).replace(", got `str`", "").replace("`bool`", "`true` or `false`")
-            raise Problem(INVALID_QUERY, text + SEE, field=field_of(error)) from error
+            raise Problem(INVALID_QUERY, text + SEE_OPENAPI, field=field_of(error)) from error
 
     def _body(self, data: bytes) -> Any:
         if self._decode is None:
@@ -244,12 +244,12 @@ class Endpoint:
         if not data.strip():
             if not self.empty_body:
                 said = "the body is empty: send a JSON object, at least {}"
-                raise Problem(INVALID_BODY, said + SEE)
+                raise Problem(INVALID_BODY, said + SEE_OPENAPI)
             data = b"{}"
         try:
             return self._decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Problem(INVALID_BODY, str(error) + SEE, field=field_of(error)) from error
+            raise Problem(INVALID_BODY, str(error) + SEE_OPENAPI, field=field_of(error)) from error
 
 
 def _form(hint: Any) -> Any:

@@ -28,7 +28,7 @@ _KNOWN_ID: Final = web.RequestKey("request_id", str)
 _HARMLESS_ID: Final = re.compile("[!-~]{1,128}")
 """Printable ASCII: it goes into a header and into log lines as it is."""
 
-SEE: Final = "; GET /openapi.json says what is taken"
+SEE_OPENAPI: Final = "; GET /openapi.json says what is taken"
 """What a problem with the form of a request ends with."""
 
 _FIELD: Final = re.compile(r"^`([^`]+)`|field `([^`]+)`")
