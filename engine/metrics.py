@@ -104,7 +104,7 @@ planner_records = Counter("seamark_planner_records", "Records passed by planners
 
 planner_letters = Counter(
     "seamark_planner_letters",
-    "Dead letters of jobs that were not made: their tenant has too many waiting, or JOBS takes them never",
+    "Dead letters of jobs that were not made: their tenant has too many waiting, or JOBS can never take them",
     ("outcome",),
 )
 """outcome: stored, full (DEAD-LETTERS had no room: only the receipt tells)."""

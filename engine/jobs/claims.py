@@ -163,7 +163,7 @@ def believable(look: Look, job: Job) -> bool:
         return look.written >= look.born
     # The one is of the store's clock, to the microsecond, the other of a planner's.
     apart = -0.001 if job.untried_at is not None else CLOCKS_SECONDS
-    untried = _untried(job)
+    untried = _untried_since(job)
     return untried > look.born + apart and look.now - untried < CLAIM_HORIZON_SECONDS
 
 
@@ -172,11 +172,11 @@ def may_be_let_go(look: Look, job: Job) -> bool:
     return (
         look.claim is None
         and job.lane == LET_GO
-        and look.now - _untried(job) > CLAIM_CONFIRMED_SECONDS - CLOCKS_SECONDS
+        and look.now - _untried_since(job) > CLAIM_CONFIRMED_SECONDS - CLOCKS_SECONDS
     )
 
 
-def _untried(job: Job) -> float:
+def _untried_since(job: Job) -> float:
     return (job.untried_at or job.first_at).timestamp()
 
 

@@ -54,7 +54,7 @@ from engine.jobs.life import (
     end_of,
     judge,
     may_be_shared,
-    untried,
+    seen_untried,
 )
 from engine.jobs.messages import Unreadable
 from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
@@ -144,7 +144,7 @@ class Handler:
         job, look = delivery.job, await self._look(delivery.job)
         if look is not None:
             step = judge(job, delivery.deliveries, look, "", held_seconds=delivery.held_seconds)
-            job = untried(job, look, step) if isinstance(step, Go) else job
+            job = seen_untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
 
     async def set_aside(self, unreadable: Unreadable) -> None:
@@ -180,7 +180,7 @@ class Handler:
         """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
         if look is not None and look.seen:
-            job = with_members(untried(job, look, go), look.claim)
+            job = with_members(seen_untried(job, look, go), look.claim)
         decided = await patiently(self._desk.decide, job, seconds=math.inf)
         if isinstance(decided, Hold):
             return await self._hold(delivery, look, replace(job, stage=decided.stage or job.stage), decided.due)
@@ -188,7 +188,7 @@ class Handler:
             if look is not None and not may_be_shared(job, delivery.deliveries, delivery.held_seconds):
                 # Of a split the parts are new messages. A young store that has no claim for them is believed only if they say
                 # `untried_at`, so it is noted here.
-                job = untried(job, look, go)
+                job = seen_untried(job, look, go)
             return await self._conclude(delivery, look, end_of(job, go, decided))
         seconds = await self._desk.turn(job, decided)
         if seconds > 0:
@@ -211,7 +211,7 @@ class Handler:
                 return False
             if may_be_shared(job, delivery.deliveries, delivery.held_seconds):
                 return False
-            job = untried(job, look, Go())
+            job = seen_untried(job, look, Go())
         await self._put_back_until(delivery, job, due)
         return True
 

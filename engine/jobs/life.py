@@ -16,8 +16,8 @@ from engine.jobs.claims import Done, Leased, Look, Waiting, believable, may_be_l
 from engine.jobs.desk import Over, Send, Split
 
 DELIVERIES_MAX: Final = 5
-"""A message that was handed out so often without an outcome ends its workers, so it is not handed out again. Whatever is put back
-is acknowledged and scheduled, so only crashes count."""
+"""A message that was handed out this often without an outcome has probably crashed its workers. Handed out once more, it is not
+tried but ended as poison. Whatever is put back is acknowledged and scheduled anew, so only crashes count."""
 
 ALONE_SECONDS: Final = 10.0
 """So soon after it was handed out nobody else has a message. The broker waits for a minute, but a new leader may forget what was
@@ -135,10 +135,12 @@ def end_of(job: Job, go: Go, decided: Send | Over | Split) -> Done:
     return Done(job.attempt, decided.end, decided.why, decided.outcome, members)
 
 
-def untried(job: Job, look: Look, go: Go) -> Job:
-    """The job as it is put back, if it is: its message says that nobody had begun this attempt when its claim was looked at.
+def seen_untried(job: Job, look: Look, go: Go) -> Job:
+    """The job with `untried_at` set to when its claim was looked at: nobody had begun this attempt by then.
 
-    So it is not taken for one that was forgotten, however often it is put back.
+    Unchanged where there is a doubt.
+
+    A message that says so is not taken for one that the store has forgotten (`believable`), however often it is put back.
     """
     return job if go.doubt is not None else replace(job, untried_at=datetime.fromtimestamp(look.now, UTC))
 

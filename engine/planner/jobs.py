@@ -20,7 +20,7 @@ from engine.plan.rules import Channel
 from engine.planner.plans import Due
 from seamark.protocol.events import INAPP
 
-THROTTLED: Final = Decision("never", "throttled")
+NEVER_THROTTLED: Final = Decision("never", "throttled")
 
 _OVERHEAD_BYTES: Final = 256
 """What a message costs beside its payload, its headers and its subject."""
@@ -46,10 +46,10 @@ def jobs_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> tupl
 
 def throttled_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> list[Job]:
     """The jobs that there would be, had the tenant fewer waiting."""
-    if not inputs.throttled or not any(one == THROTTLED for one in decisions.values()):
+    if not inputs.throttled or not any(one == NEVER_THROTTLED for one in decisions.values()):
         return []
     free = replace(inputs, throttled=False)
-    others = {channel: decide(channel, free) for channel, one in decisions.items() if one == THROTTLED}
+    others = {channel: decide(channel, free) for channel, one in decisions.items() if one == NEVER_THROTTLED}
     return [job for job, _ in _made(due, free, others)]
 
 

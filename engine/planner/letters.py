@@ -18,6 +18,7 @@ from engine.channels.channel import Job
 from engine.errors import BrokerError
 from engine.jobs.claims import Done
 from engine.jobs.receipts import receipts_of
+from engine.letters.letter import SUPPRESSED, THROTTLED
 from engine.letters.writing import store_job_letter
 from engine.patience import patiently
 from engine.traces.contexts import trace_line
@@ -28,11 +29,11 @@ _encode = msgspec.json.Encoder().encode
 
 _log = structlog.get_logger("seamark.planner")
 
-OVER_SHARE: Final = Done(0, "suppressed", "throttled")
+OVER_SHARE: Final = Done(0, SUPPRESSED, THROTTLED)
 """Its tenant has too many jobs waiting. The plan itself says so: no other receipt does."""
 
 REFUSED: Final = Done(0, "failed", "jobs_refused")
-"""JOBS takes it never."""
+"""JOBS can never take it."""
 
 LETTERS_AT_ONCE: Final = 64
 """They are no batch, as their stream takes none: so many are on their way, or a flood of them would hold up all logs."""
@@ -52,7 +53,7 @@ async def bury(broker: Broker, jobs: Sequence[Job], done: Done) -> None:
         await asyncio.gather(*(patiently(_store, broker, job, done, seconds=math.inf) for job in part))
 
 
-def end_of(job: Job, done: Done, partition: int, at: datetime) -> list[Outgoing]:
+def end_receipts(job: Job, done: Done, partition: int, at: datetime) -> list[Outgoing]:
     """The receipts that say how a job has ended that was planned and is not made."""
     subject, line = receipt_subject(partition, job.tenant, job.user), trace_line(job.trace) if job.trace else b""
     return [Outgoing(subject, _encode(one), line) for one in receipts_of(job, done, at)]

@@ -33,7 +33,7 @@ from engine.patience import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, passes, patien
 from engine.planner import position
 from engine.planner.deciding import Decider, Drops, Planned, Profiles, Rules
 from engine.planner.jobs import Following, batches, messages_of
-from engine.planner.letters import OVER_SHARE, REFUSED, bury, end_of
+from engine.planner.letters import OVER_SHARE, REFUSED, bury, end_receipts
 from engine.planner.plans import Found, notifications_in
 from engine.planner.shares import Shares
 from engine.planner.witness import Witness, Witnesses
@@ -220,7 +220,7 @@ class PlanWorker:
             await self._hand_out(batch[half:], reached)
 
     async def _give_up(self, one: Following, reached: int) -> None:
-        """End the jobs of one record if JOBS takes them never; while it does not take the mark either, it does not refuse them.
+        """End the jobs of one record if JOBS can never take them; while it takes no mark either, it does not refuse them.
 
         Only of the first message of a batch the server says what is wrong with it, so each of them is the first in turn.
         """
@@ -240,7 +240,7 @@ class PlanWorker:
             if first == len(messages) - 1:
                 await asyncio.sleep(PAUSE_SECONDS_MAX)
         jobs, now = [decode_job(message.payload) for message in one.messages], datetime.now(UTC)
-        await self._store([message for job in jobs for message in end_of(job, REFUSED, self._p, now)])
+        await self._store([message for job in jobs for message in end_receipts(job, REFUSED, self._p, now)])
         await bury(self._broker, jobs, REFUSED)
         self._passed = reached
 

@@ -15,7 +15,13 @@ _PRIORITY: Final[Mapping[str, Priority]] = {"critical": "critical", "bulk": "low
 
 
 def facts_of(job: Job, known: Facts | None, *, cancelled: bool) -> Facts:
-    """The facts of a decision. What a planner has sent at once is neither put into a digest nor escalated."""
+    """The facts of a decision about a job.
+
+    One that its planner sent at once (`first`) is decided again as a `retry`: it is neither put into a digest nor escalated.
+
+    Args:
+        known: what was found out about a job that was woken; none: nothing was asked.
+    """
     stage: Stage = "retry" if job.stage == "first" else job.stage  # type: ignore[assignment]
     if known is None:
         return Facts(stored_at=job.stored_at or job.first_at, stage=stage, cancelled=cancelled)

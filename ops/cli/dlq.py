@@ -332,7 +332,7 @@ def _report(fates: Counter[Fate], *, as_json: bool) -> None:
         "replayed": "replayed",
         "dropped": "dropped",
         "sent": "removed: sent since the letter was written",
-        "before": "removed: gone on with before",
+        "before": "removed: tried, replayed or ended otherwise since",
         "in_doubt": "left: may have been sent, say --in-doubt to send them all the same",
         "gone": "gone before",
         "unreadable": "left: nobody can tell where they belong",
