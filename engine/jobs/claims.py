@@ -115,7 +115,7 @@ class Look(NamedTuple):
         written: when it was written.
         now: when it was looked at.
         born: since when the store has kept everything it was told. What was written before may have been lost.
-        seen: it was looked at. Else it is what `Claims.unbegun` says.
+        assumed: nobody has looked; it is what `Claims.unbegun` supposes.
     """
 
     claim: Claim | None
@@ -124,7 +124,7 @@ class Look(NamedTuple):
     written: float
     now: float
     born: float
-    seen: bool = True
+    assumed: bool = False
 
 
 class Claims(Protocol):

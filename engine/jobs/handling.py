@@ -179,7 +179,7 @@ class Handler:
     async def _go(self, delivery: Delivery, look: Look | None, go: Go, owner: str) -> bool:
         """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
-        if look is not None and look.seen:
+        if look is not None and not look.assumed:
             job = with_members(seen_untried(job, look, go), look.claim)
         decided = await patiently(self._desk.decide, job, seconds=math.inf)
         if isinstance(decided, Hold):
@@ -205,7 +205,7 @@ class Handler:
         Its claim is looked at first, if it was not. If it was held so long that others may have had it, it proves nothing that
         there is no claim: the store may have lost it, or let go of it. Then the job is judged anew, by a look.
         """
-        if look is not None and not look.seen:
+        if look is not None and look.assumed:
             look = await self._look(job)
             if look is None or look.claim is not None:
                 return False

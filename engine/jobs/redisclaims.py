@@ -162,7 +162,7 @@ class RedisClaims:
         See `engine.jobs.claims.Claims`.
         """
         said = self._script.said(_tenant_key(_tag(key.partition("/")[0])))
-        return None if said is None else Look(None, b"", 0.0, 0.0, said.now / 1e6, said.born / 1e6, seen=False)
+        return None if said is None else Look(None, b"", 0.0, 0.0, said.now / 1e6, said.born / 1e6, assumed=True)
 
     async def put(
         self, key: str, expected: Look, claim: Claim, *, lease_seconds: float = 0, keep_seconds: float

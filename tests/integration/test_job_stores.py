@@ -108,7 +108,7 @@ async def test_what_is_put_in_place_of_a_job_that_nobody_had_begun_is_stored_onl
 ) -> None:
     assert claims.unbegun(KEY) is None, "nothing was heard yet"
     heard = await claims.look("acme/order-2/alice/push/phone")
-    assert claims.unbegun(KEY) == heard._replace(seen=False)
+    assert claims.unbegun(KEY) == heard._replace(assumed=True)
     assert claims.unbegun("other/order-1/alice/push/phone") is None
     unbegun = claims.unbegun(KEY)
     assert unbegun is not None

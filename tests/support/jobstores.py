@@ -196,7 +196,7 @@ class SimClaims:
         if not of_late:
             return None
         at, born = self.world.rng.choice(of_late)
-        return Look(None, b"", 0.0, 0.0, BEGAN.timestamp() + at, born, seen=False)
+        return Look(None, b"", 0.0, 0.0, BEGAN.timestamp() + at, born, assumed=True)
 
     async def put(
         self, key: str, expected: Look, claim: Claim, *, lease_seconds: float = 0, keep_seconds: float

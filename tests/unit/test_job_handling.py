@@ -106,7 +106,7 @@ class Unseen(Kept):
 
     def unbegun(self, key: str) -> Look | None:
         now = datetime.now(UTC).timestamp()
-        return Look(None, b"", 0.0, 0.0, now, 0.0, seen=False)
+        return Look(None, b"", 0.0, 0.0, now, 0.0, assumed=True)
 
 
 async def test_a_job_that_is_put_back_is_looked_at_first_and_ends_if_another_message_of_it_has_ended_it() -> None:
@@ -125,7 +125,7 @@ async def test_parts_of_a_job_that_nobody_can_have_begun_are_not_doubted_where_a
 
     class Young(Unseen):
         def unbegun(self, key: str) -> Look | None:
-            return Look(None, b"", 0.0, 0.0, now.timestamp(), now.timestamp() - 14.0, seen=False)
+            return Look(None, b"", 0.0, 0.0, now.timestamp(), now.timestamp() - 14.0, assumed=True)
 
     async def add(jobs: Sequence[Job]) -> None:
         added.extend(jobs)
