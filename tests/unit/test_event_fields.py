@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.plan.rules import CHANNELS
 from ops.cli.event_fields import OPTIONS, event_of_options, read_event
 from ops.cli.publish import publish
 from seamark import Publisher
+from seamark.protocol import events
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Event, accept, encode
 
@@ -52,6 +54,10 @@ def test_the_command_has_an_option_for_every_field_of_an_event() -> None:
     options = {parameter.annotation.__metadata__[0].default for parameter in parameters}
     assert {OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in Event.__struct_fields__} <= options
     assert EVERY_FIELD.keys() == set(Event.__struct_fields__)
+
+
+def test_events_may_name_the_channels_that_there_are() -> None:
+    assert events.CHANNELS == CHANNELS
 
 
 def test_every_field_given_as_an_option_is_in_the_event() -> None:

@@ -9,15 +9,12 @@ import pytest
 
 from engine.broker.jetstream import Stored
 from engine.channels.channel import Outcome, OutcomeKind
-from engine.errors import InvalidSetting, StoreBroken, StoreUnavailable
+from engine.errors import InvalidSetting
 from engine.jobs.claims import Done, Leased
 from engine.jobs.messages import unreadable_job
 from engine.jobs.retry import POLICIES, settle
 from engine.letters.letter import EVENT_CLASSES, JOB_CLASSES, deserves_letter, job_letter, letter_of
-from engine.plan.rules import CHANNELS
-from gateway.http.problems import problem_of
 from ops.cli.dlq import SEQ_MAX, _filter
-from seamark.protocol import events
 from tests.support.sending import a_job
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -80,18 +77,6 @@ def test_a_letter_keeps_what_cannot_be_read_and_says_whose_it_is() -> None:
     assert (said.cls, said.code, said.id, said.type, said.tries) == ("poison", "unreadable", "n1", "a.b", 3)
     other = job_letter(unreadable.job, Done(2, "failed", "poison"), payload + b" ")
     assert other[0] != subject, "two that cannot be told apart by their ids are two letters"
-
-
-def test_events_may_name_the_channels_that_there_are() -> None:
-    assert events.CHANNELS == CHANNELS
-
-
-def test_a_database_that_refuses_is_not_told_as_one_that_is_away() -> None:
-    away, broken = problem_of(StoreUnavailable("PostgreSQL: gone")), problem_of(StoreBroken("PostgreSQL: a value"))
-    assert (away.kind.status, away.kind.code, away.retry_after_seconds) == (503, "unavailable", 2)
-    assert (broken.kind.status, broken.kind.code, broken.retry_after_seconds) == (500, "store_broken", None)
-    assert "recorded" in broken.detail
-    assert "try again" not in broken.detail
 
 
 def test_the_command_knows_the_highest_number_of_a_letter() -> None:
