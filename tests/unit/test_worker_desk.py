@@ -1,4 +1,4 @@
-"""What a desk decides before it has asked any store, and whom it has send."""
+"""What a desk decides without asking a store, which provider it sends by, and when another one is asked."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
