@@ -137,9 +137,9 @@ def _templates(reading: _Reading) -> Iterator[tuple[TemplateKey, dict[str, str]]
 
 def _parts(reading: _Reading, folder: Path, channel: str) -> Iterator[tuple[str, str]]:
     for path in reading.entries(folder):
-        if path.name != _part_file(channel, path.stem):
-            known = ", ".join(sorted(_part_file(channel, part) for form in SHAPES[channel] for part in form))
-            reading.fault(path, f"is no part of a template for {channel}: its files are {known}")
+        files = sorted(_part_file(channel, part) for part in SHAPES[channel].must | SHAPES[channel].may)
+        if path.name not in files:
+            reading.fault(path, f"is no part of a template for {channel}: its files are {', '.join(files)}")
             continue
         text = reading.text(path)
         if text is not None:
