@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from engine.directory.configuration import Configuration
-from engine.directory.templates import FORMS, LOCALE, TemplateKey, check_channel, check_parts
+from engine.directory.templates import LOCALE, SHAPES, TemplateKey, check_channel, check_parts
 from engine.directory.tenant_defaults import checked_defaults
 from engine.errors import InvalidSetting
 from engine.limits import RULE_BYTES_MAX
@@ -137,9 +137,9 @@ def _templates(reading: _Reading) -> Iterator[tuple[TemplateKey, dict[str, str]]
 
 def _parts(reading: _Reading, folder: Path, channel: str) -> Iterator[tuple[str, str]]:
     for path in reading.entries(folder):
-        if path.name != _part_file(channel, path.stem):
-            known = ", ".join(sorted(_part_file(channel, part) for form in FORMS[channel] for part in form))
-            reading.fault(path, f"is no part of a template for {channel}: its files are {known}")
+        files = sorted(_part_file(channel, part) for part in SHAPES[channel].must | SHAPES[channel].may)
+        if path.name not in files:
+            reading.fault(path, f"is no part of a template for {channel}: its files are {', '.join(files)}")
             continue
         text = reading.text(path)
         if text is not None:
@@ -170,7 +170,7 @@ def write_folder(folder: Path, configuration: Configuration) -> list[Path]:
         del said["pattern"]
         files[folder / TYPES / f"{pattern}.toml"] = toml_of(said)
     for key, parts in configuration.templates.items():
-        if key.channel not in FORMS:  # kept from before such templates were refused: no worker uses it
+        if key.channel not in SHAPES:  # kept from before such templates were refused: no worker uses it
             continue
         for part, text in parts.items():
             place = folder / TEMPLATES / key.type / f"{key.channel}.{key.locale}"

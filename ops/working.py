@@ -39,7 +39,7 @@ from engine.worker.breakerlog import BreakerLog
 from engine.worker.caps import Caps
 from engine.worker.caughtup import CaughtUp
 from engine.worker.contexts import Contexts, Links
-from engine.worker.desk import Woken, WorkerDesk
+from engine.worker.desk import AskWoken, WorkerDesk
 from engine.worker.digest import Digests
 from engine.worker.endpoints import Endpoints
 from engine.worker.fallback import Fallback
@@ -99,7 +99,7 @@ class _Shared(NamedTuple):
         async def digest(job: Job) -> Send | Hold | Over | Split:
             return await self.digests.decide(job, desk.aim)
 
-        stages: dict[str, Woken] = {**dict.fromkeys(WOKEN, self.noticed.facts), DIGEST: digest}
+        stages: dict[str, AskWoken] = {**dict.fromkeys(WOKEN, self.noticed.facts), DIGEST: digest}
         desk: WorkerDesk = WorkerDesk(
             channel,
             functools.partial(self.providers.of, channel),

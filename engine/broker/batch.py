@@ -23,6 +23,12 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
     headers: bytes = b""
 
+    @property
+    def named_headers(self) -> dict[str, str]:
+        """The headers by name, as `Broker.append` takes them."""
+        lines = (line.partition(":") for line in self.headers.decode().split("\r\n") if line)
+        return {name: value.strip() for name, _, value in lines}
+
 
 def encode_batch(messages: Sequence[Outgoing], reply: bytes, lines: bytes = b"") -> bytes:
     """The protocol bytes of a batch; the server answers on `reply`. Each message has `lines` beside its own."""

@@ -19,11 +19,11 @@ AT_ONCE_BYTES_MAX = 64 << 10
 their turn. A stream reader holds as much before it pauses the socket: twice nats-py's `DEFAULT_BUFFER_SIZE`."""
 
 RECONNECT_END_SECONDS = 0.5
-"""After a cancellation that was lost the next one follows."""
+"""How long after a cancellation that was lost the next one is sent."""
 
 
 class EngineClient(Client):
-    """nats-py's client with its parser replaced, and with what would end it, or hang it, without a reconnect put right.
+    """nats-py's client with its parser replaced, and with those faults put right that would end or hang it without a reconnect.
 
     Args:
         on_refusal: called with the words of a permission violation.
@@ -66,8 +66,8 @@ class EngineClient(Client):
         feed_reader: Callable[[bytes], None] = reader.feed_data
 
         def feed_data(data: bytes) -> None:
-            # uvloop fills a buffer of 256 KB up to 32 times in a turn of the loop, unless the reader pauses it, as it does once
-            # it holds more than this. What is taken at once fills no buffer.
+            # Unless the reader pauses it, uvloop reads on, 256 KB up to 32 times in a turn of the loop. The reader pauses it
+            # above AT_ONCE_BYTES_MAX; what is handled here never gets to the reader, so it must stay below.
             is_small = len(data) <= AT_ONCE_BYTES_MAX
             if is_small and getattr(reader, "_waiter", None) is not None and self.is_connected:
                 data = self.parser.take(data)

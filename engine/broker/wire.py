@@ -218,7 +218,7 @@ def line_of(name: bytes) -> bytes:
 
 
 def value_of(headers: bytes, line: bytes) -> bytes | None:
-    """As `header`, for who asks of every message: the name is given as `line_of` has made it, once."""
+    """As `header`, for callers that ask of every message: `line` was made once, by `line_of`."""
     start = headers.find(line)
     return None if start < 0 else _rest_of_line(headers, start + len(line))
 

@@ -16,7 +16,7 @@ from engine.channels.channel import Outcome
 from engine.directory.changing import CHANGE_SECONDS, Directory
 from engine.directory.contacts import Addressed, address_hash
 from engine.directory.suppressing import changing_suppressions
-from engine.directory.suppressions import lift_wishes, put_suppressions
+from engine.directory.suppressions import lift_opt_outs, put_suppressions
 from engine.postgres import Connection
 
 REPORTS_KEPT: Final = timedelta(days=14)
@@ -39,12 +39,12 @@ DELETE FROM soft_bounces WHERE (tenant, address_hash, message) IN (
     SELECT tenant, address_hash, message FROM soft_bounces WHERE at < now() - $1::interval ORDER BY at LIMIT $2
     FOR UPDATE SKIP LOCKED)
 """
-_WISH: Final = """
+_NOTE_STOP_OR_START: Final = """
 INSERT INTO text_wishes AS there (tenant, address_hash, said_at) VALUES ($1, $2, $3)
 ON CONFLICT (tenant, address_hash) DO UPDATE SET said_at = excluded.said_at
 WHERE there.said_at < excluded.said_at OR there.said_at = excluded.said_at AND $4 RETURNING said_at
 """
-_PURGE_WISHES: Final = """
+_PURGE_STOPS_AND_STARTS: Final = """
 DELETE FROM text_wishes WHERE (tenant, address_hash) IN (
     SELECT tenant, address_hash FROM text_wishes WHERE said_at < now() - $1::interval ORDER BY said_at LIMIT $2
     FOR UPDATE SKIP LOCKED)
@@ -122,7 +122,7 @@ async def free_number(
             return False
         if not await _noted_as_last(connection, tenant, number, at, stop=False):
             return False
-        return await lift_wishes(connection, tenant, "sms", number, at) > 0
+        return await lift_opt_outs(connection, tenant, "sms", number, at) > 0
 
 
 async def acted_on(connection: Connection, reports: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -147,8 +147,8 @@ async def _noted_as_last(connection: Connection, tenant: str, number: str, at: d
 
     Whoever notes another one of the number waits for this transaction.
     """
-    await connection.execute(_PURGE_WISHES, REPORTS_KEPT, PURGED_AT_ONCE)
-    return await connection.fetchval(_WISH, tenant, address_hash("sms", number), at, stop) is not None
+    await connection.execute(_PURGE_STOPS_AND_STARTS, REPORTS_KEPT, PURGED_AT_ONCE)
+    return await connection.fetchval(_NOTE_STOP_OR_START, tenant, address_hash("sms", number), at, stop) is not None
 
 
 async def _soft_bounces(

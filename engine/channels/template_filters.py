@@ -1,4 +1,6 @@
-"""Filters and tests of templates: each counts its work, takes only what it is for, and makes nothing much longer than it gets.
+"""Filters and tests of templates: each counts the work it does on a value, and takes only what it is for.
+
+None makes anything much longer than what it gets.
 
 Those of Jinja take everything. `x | round(9, 'ceil')` repeats a text a billion times; `x is odd` formats one, as wide as it says.
 """
@@ -13,16 +15,16 @@ from jinja2 import Environment, Undefined, nodes, pass_environment
 from jinja2.filters import FILTERS
 from jinja2.tests import TESTS
 
-from engine.channels.template_steps import LOOP_ROUNDS_MAX, TemplateFailed, compared, take, take_text
+from engine.channels.template_steps import LOOP_ROUNDS_MAX, TemplateFailed, compared, take, take_for
 
 GIVEN_CHARS_MAX: Final = 100
 """Of a text that a filter is given; that of `default` may be as long as a template has room for."""
 
 LENGTH_MAX: Final = 1_000_000
-"""What `truncate` leaves: of no text more than there is."""
+"""The bound of `length` and `leeway` of `truncate`, which never makes a text longer than it is."""
 
 DIGITS_MAX: Final = 400
-"""Of a number that is written as a text: more than the largest that is no integer has."""
+"""The longest text that `int` and `float` read; the largest float has 309 digits."""
 
 _CASE_CHARS_A_STEP: Final = 16
 _TITLE_CHARS_A_STEP: Final = 2
@@ -50,7 +52,7 @@ def _rewriting(name: str, chars_a_step: int) -> Callable[..., Any]:
     rewrite = FILTERS[name]
 
     def rewritten(value: Any, *given: Any, **named: Any) -> Any:
-        take_text(value, chars_a_step)
+        take_for(value, chars_a_step)
         if isinstance(value, (list, dict)):
             raise TemplateFailed(f"`{name}` of a list or an object: say which of its members")
         return rewrite(value, *given, **named)
@@ -71,29 +73,29 @@ def _looking(name: str) -> Callable[..., Any]:
 
 @pass_environment
 def _truncate(environment: Environment, value: Any, *given: Any, **named: Any) -> Any:
-    take_text(value)
+    take_for(value)
     if not isinstance(value, (str, Undefined)):
         raise TemplateFailed("`truncate` of something that is no text")
     return FILTERS["truncate"](environment, value, *given, **named)
 
 
 def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
-    take_text(value)
+    take_for(value)
     return FILTERS["round"](_number("round", value), precision, method)
 
 
 def _int(value: Any, default: Any = 0, base: int = 10) -> Any:
-    take_text(value, _DIGITS_A_STEP)
-    return default if _is_no_number(value) else FILTERS["int"](value, default, base)
+    take_for(value, _DIGITS_A_STEP)
+    return default if _too_long_for_a_number(value) else FILTERS["int"](value, default, base)
 
 
 def _float(value: Any, default: Any = 0.0) -> Any:
-    take_text(value, _DIGITS_A_STEP)
-    return default if _is_no_number(value) else FILTERS["float"](value, default)
+    take_for(value, _DIGITS_A_STEP)
+    return default if _too_long_for_a_number(value) else FILTERS["float"](value, default)
 
 
-def _is_no_number(value: Any) -> bool:
-    """Python takes a text of any length for a number, if its base is a power of two."""
+def _too_long_for_a_number(value: Any) -> bool:
+    """Whether a text is too long to be read as a number. Python itself has no bound where the base is a power of two."""
     return isinstance(value, str) and len(value) > DIGITS_MAX and len(value.strip()) > DIGITS_MAX
 
 
@@ -102,7 +104,7 @@ def _join(value: Any, between: str = "") -> str:
     if not isinstance(value, list) or len(value) > LOOP_ROUNDS_MAX:
         raise TemplateFailed(f"`join` takes a list of at most {LOOP_ROUNDS_MAX}")
     for one in value:
-        take_text(one)
+        take_for(one)
     return between.join(text_of(one) for one in value)
 
 
@@ -116,7 +118,7 @@ def _parity(name: str) -> Callable[[Any], bool]:
     of_number = _kind(name)
 
     def test(value: Any) -> bool:
-        take_text(value)
+        take_for(value)
         return of_number(_number(name, value))
 
     return test
@@ -130,7 +132,10 @@ def _comparison(operator: str) -> Callable[[Any, Any], Any]:
 
 
 def _kind(name: str) -> Callable[[Any], bool]:
-    """A look at what a value is, and at no member of it."""
+    """A test of what a value is, taken over from Jinja.
+
+    It looks at no member, so it is counted only as a node of the round that it stands in.
+    """
     test: Callable[[Any], bool] = TESTS[name]  # type: ignore[assignment]
     return test
 

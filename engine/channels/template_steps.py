@@ -14,7 +14,8 @@ from typing import Any, Final
 from jinja2 import Undefined
 
 STEPS_MAX: Final = 100_000
-"""Looks at members, comparisons and filters, of large values more: a hundred in each round of loops, some 50 to 150 ms."""
+"""Of one rendering: some 50 to 150 ms. A look at a member, a comparison or a filter is one step, more where the value is large.
+So each of 1000 rounds may take a hundred."""
 
 LOOP_ROUNDS_MAX: Final = 1000
 """Rounds of all loops of a rendering together: more than a mail lists."""
@@ -23,19 +24,21 @@ NODES_A_STEP: Final = 16
 """Names, constants and operators that are gone through in a round of a loop: they are cheap, but a template may have 20 000."""
 
 WRITTEN_NODES: Final = 4
-"""So many of them is it to write a value, or a text that stands between values."""
+"""As many nodes count in addition for each value, or text between values, that is written."""
 
 _CHARS_A_STEP: Final = 256
 """Copied, or compared."""
 
 _MEMBERS_A_STEP: Final = 4
-"""Of lists that are gone through in depth; four times as many where each is only held against a short value. Of objects one."""
+"""Members of a list in one step, where their own members are gone through as well; four times as many where each is only compared
+with a short value. Of an object each member is a step."""
 
 _PLACES_A_STEP: Final = 1024
-"""Characters of a text that is sought, at each place where it is sought."""
+"""Comparisons of characters in one step, where a text is sought at each place of another."""
 
 _SHORT_CHARS, _SOUGHT_CHARS = 2500, 100
-"""In texts longer than the first, Python seeks what is longer than the second by what grows with their sum, not their product."""
+"""`in` takes Python time by the product of both lengths; only if the text is longer than the first and what is sought longer than
+the second, by their sum."""
 
 
 class TemplateFailed(Exception):
@@ -83,8 +86,8 @@ def take_rounds(rounds: int, nodes: int) -> None:
     take(2 + rounds * nodes // NODES_A_STEP)
 
 
-def take_text(value: Any, chars_a_step: int = _CHARS_A_STEP) -> None:
-    """Count the step of something that goes through a text once, or writes a number as one."""
+def take_for(value: Any, chars_a_step: int = _CHARS_A_STEP) -> None:
+    """Count what goes through a value once: a text by its length, an integer by its digits, all else as one step."""
     if isinstance(value, str):
         take(1 + len(value) // chars_a_step)
     elif isinstance(value, int):
@@ -144,7 +147,7 @@ def _take_looking_for(sought: Any, inside: Any) -> None:
         each = _take_through(sought)
         take(1 + len(inside) // (4 * _MEMBERS_A_STEP) + len(inside) * each)
     elif isinstance(inside, (dict, str)):
-        take_text(sought)
+        take_for(sought)
     elif not isinstance(inside, Undefined):  # that says itself what is wrong
         raise TemplateFailed("`in` something that is no list, no object and no text")
 

@@ -22,7 +22,16 @@ from engine.channels import template_steps as steps
 from engine.channels.template_filters import FILTERS_ALLOWED, TESTS_ALLOWED, check_given, text_of
 from engine.channels.template_steps import LOOP_ROUNDS_MAX, TemplateFailed
 
-__all__ = ["LOOP_ROUNDS_MAX", "OUTPUT_CHARS_MAX", "TAGS_MAX", "TAG_CHARS_MAX", "TemplateFailed", "check", "render"]
+__all__ = [
+    "LOOP_ROUNDS_MAX",
+    "OUTPUT_CHARS_MAX",
+    "TAGS_MAX",
+    "TAG_CHARS_MAX",
+    "TemplateFailed",
+    "check",
+    "render",
+    "value_names",
+]
 
 OUTPUT_CHARS_MAX: Final = 200 << 10
 """Twice the largest template, and twice what mail programs show."""
@@ -113,7 +122,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise TemplateFailed("a member of a value that is not given")
         if isinstance(argument, slice):
             return steps.sliced(obj, argument)
-        steps.take_text(argument)  # an object's member is found by going through its name
+        steps.take_for(argument)  # an object's member is found by going through its name
         if isinstance(obj, (dict, list, str)):
             try:
                 return obj[argument]
@@ -131,7 +140,7 @@ def render(text: str, values: Mapping[str, Any], *, escape: Escape = "none", cha
     Args:
         text: in Jinja's syntax, of which only a part is allowed: values, `if`, `for`, some filters and tests.
         values: JSON: dicts, lists, texts, numbers, true, false, None; and Markup, which is written as it is.
-        escape: what `text` is.
+        escape: the language that `text` is written in, which says how values are escaped.
         chars_max: of what it may write.
 
     Raises:
@@ -165,6 +174,11 @@ def check(text: str) -> None:
     _compiled(text, "none")
 
 
+def value_names(text: str) -> set[str]:
+    """The names that a text asks to be given: those of its values, without what its loops name. `check` must have passed it."""
+    return meta.find_undeclared_variables(_environment("none").parse(text))
+
+
 @lru_cache(CACHE_TEMPLATES)
 def _compiled(text: str, escape: Escape) -> Any:
     environment = _environment(escape)
@@ -172,6 +186,8 @@ def _compiled(text: str, escape: Escape) -> Any:
         _check_lengths(environment, text)
         tree = environment.parse(text)
         _check(tree, 0)
+        # Each loop counts its rounds: `for x in y` becomes `for x in y | counted(nodes inside)`. No author can write that filter:
+        # `_check` has passed by then.
         for loop in tree.find_all(nodes.For):
             nodes_inside = nodes.Const(sum(_nodes_of(part) for part in (*loop.body, *loop.else_)))
             loop.iter = nodes.Filter(loop.iter, "counted", [nodes_inside], [], None, None)
@@ -251,7 +267,7 @@ def _counted(value: Any, nodes_inside: int) -> Any:
     return value
 
 
-@pass_context  # which there is only when it is rendered: so Jinja computes no constants before
+@pass_context  # There is no context while Jinja compiles, so it cannot compute constants then.
 def _plain(_context: Context, value: Any) -> Any:
     return value if isinstance(value, Undefined) else text_of(value)
 
@@ -269,8 +285,3 @@ def _said(error: Exception) -> str:
     if isinstance(error, UndefinedError):
         return "it names a value that is not given; say `| default('…')`, or `if … is defined`"
     return f"{type(error).__name__} while it was rendered"
-
-
-def names_of(text: str) -> set[str]:
-    """The names that a text asks to be given: those of its values, without what its loops name. `check` must have passed it."""
-    return meta.find_undeclared_variables(_environment("none").parse(text))

@@ -137,7 +137,7 @@ SELECT user_id FROM users WHERE tenant = $1 AND email_hash = ANY($2)
 UNION SELECT user_id FROM users WHERE tenant = $1 AND phone = ANY($3)
 """
 
-_LIFT_WISHES: Final = f"""
+_LIFT_OPT_OUTS: Final = f"""
 DELETE FROM suppressions
 WHERE tenant = $1 AND address_hash = $2 AND reason = '{profile.OPTED_OUT}' AND {_COUNTS} AND {_SAID_AT} <= $3
 RETURNING id
@@ -267,9 +267,9 @@ async def lift_suppression(connection: Connection, tenant: str, id: str) -> Stor
     return None if row is None else _stored(row)
 
 
-async def lift_wishes(connection: Connection, tenant: str, channel: Addressed, address: str, until: datetime) -> int:
-    """Delete the legal opt-outs of an address that were wished until then; how many they were."""
-    return len(await connection.fetch(_LIFT_WISHES, tenant, address_hash(channel, address), until))
+async def lift_opt_outs(connection: Connection, tenant: str, channel: Addressed, address: str, until: datetime) -> int:
+    """Lift the legal opt-outs of an address that were asked for until then; how many."""
+    return len(await connection.fetch(_LIFT_OPT_OUTS, tenant, address_hash(channel, address), until))
 
 
 async def find_chosen(connection: Connection, tenant: str, chosen: Chosen, limit: int) -> list[StoredSuppression]:

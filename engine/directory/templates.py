@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from engine.channels.templates import TemplateFailed, check, names_of
+from engine.channels.templates import TemplateFailed, check, value_names
 from engine.directory.changes import Change
 from engine.directory.changing import check_version
 from engine.limits import TEMPLATE_BYTES_MAX, TEMPLATE_VERSIONS_MAX
@@ -27,7 +27,7 @@ language there is none; BCP 47 has no language of this name. Other ways to write
 would be other templates."""
 
 
-class Form(NamedTuple):
+class Shape(NamedTuple):
     """Parts of a channel's template: those it must have, those it may have; and the names that values have in it."""
 
     must: frozenset[str]
@@ -35,17 +35,17 @@ class Form(NamedTuple):
     names: tuple[str, ...] = ("data", "locale", "tenant", "type")
 
 
-FORMS: Final[Mapping[str, Form]] = {
-    "push": Form(frozenset({"body"}), frozenset({"title"})),
-    "email": Form(
+SHAPES: Final[Mapping[str, Shape]] = {
+    "push": Shape(frozenset({"body"}), frozenset({"title"})),
+    "email": Shape(
         frozenset({"subject", "body"}),
         frozenset({"html"}),
         ("data", "locale", "tenant", "type", "unsubscribe_url"),
     ),
-    "sms": Form(frozenset({"body"}), frozenset()),
+    "sms": Shape(frozenset({"body"}), frozenset()),
 }
-"""Channels that have templates. An e-mail's `body` is Markdown, of which both its forms are made; `html` stands in place of the
-one. Apps and webhooks get the data as it was published, and make of it what they like."""
+"""The channels that have templates, and the parts of each. An e-mail's `body` is Markdown, from which its text and its HTML are
+made; `html`, where given, replaces the latter. Apps and webhooks get the data as it was published."""
 
 ONE_LINE: Final = ("subject", "title")
 """Parts that become a header or a heading. A line's end in a subject would let its author write headers of his own."""
@@ -67,7 +67,7 @@ class TemplateKey(NamedTuple):
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a template. `parts`: the texts that `FORMS` tells, in the syntax of Jinja."""
+    """One version of a template. `parts`: the texts that `SHAPES` tells, in the syntax of Jinja."""
 
     type: str
     channel: Channel
@@ -89,10 +89,12 @@ def check_channel(channel: str) -> None:
     Raises:
         ValueError: it has none: nothing would ever use one.
     """
-    if channel not in FORMS:
+    if channel not in SHAPES:
         what = "an app shows" if channel == "inapp" else "an endpoint gets"
-        known = ", ".join(FORMS)
-        raise ValueError(f"`channel` {channel} has no templates, as {what} the data that was published; {known} have")
+        known = ", ".join(SHAPES)
+        raise ValueError(
+            f"`channel`: there are no templates for {channel}, as {what} the data as it was published; choose one of {known}"
+        )
 
 
 def check_parts(channel: str, parts: Mapping[str, str]) -> None:
@@ -102,20 +104,20 @@ def check_parts(channel: str, parts: Mapping[str, str]) -> None:
         ValueError: the channel has none; or with the part, and what is wrong with it.
     """
     check_channel(channel)
-    form = FORMS[channel]
-    if missing := sorted(form.must - parts.keys()):
+    shape = SHAPES[channel]
+    if missing := sorted(shape.must - parts.keys()):
         raise ValueError(f"`parts`: a template for {channel} needs {' and '.join(missing)}")
-    if unknown := sorted(parts.keys() - form.must - form.may):
-        known = ", ".join(sorted(form.must | form.may))
+    if unknown := sorted(parts.keys() - shape.must - shape.may):
+        known = ", ".join(sorted(shape.must | shape.may))
         raise ValueError(f"`parts`: a template for {channel} has no {unknown[0][:40]!r}; it may have {known}")
     for name, text in parts.items():
-        _check_text(name, text, form)
+        _check_text(name, text, shape)
     size = sum(len(text.encode()) for text in parts.values())
     if size > TEMPLATE_BYTES_MAX:
         raise ValueError(f"`parts`: a template may have {TEMPLATE_BYTES_MAX} bytes, not {size}")
 
 
-def _check_text(name: str, text: str, form: Form) -> None:
+def _check_text(name: str, text: str, shape: Shape) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -132,9 +134,9 @@ def _check_text(name: str, text: str, form: Form) -> None:
         check(text)
     except TemplateFailed as error:
         raise ValueError(f"`parts.{name}`: {error}") from error
-    unknown = sorted(names_of(text) - set(form.names))
+    unknown = sorted(value_names(text) - set(shape.names))
     if unknown:
-        said = f"there is no value `{unknown[0][:40]}`; there are {', '.join(form.names)}"
+        said = f"there is no value `{unknown[0][:40]}`; there are {', '.join(shape.names)}"
         raise ValueError(f"`parts.{name}`: {said}: what the event brings is behind `data`, as in {{{{ data.order }}}}")
 
 

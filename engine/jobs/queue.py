@@ -228,8 +228,7 @@ class JobsQueue:
         out the job a second time, and nobody could tell.
         """
         made = schedule_of(job, due)
-        headers = dict(line.split(":", 1) for line in made.headers.decode().splitlines())
-        await self._broker.append(made.subject, made.payload, headers, msg_id=made.subject)
+        await self._broker.append(made.subject, made.payload, made.named_headers, msg_id=made.subject)
 
     async def add(self, jobs: Sequence[Job]) -> None:
         """Have the jobs handed out: all of them or none. There are no more than a user has targets."""

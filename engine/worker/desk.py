@@ -61,7 +61,7 @@ ANOTHER_SECONDS: Final = 5.0
 
 _decisions_of = functools.cache(metrics.worker_decisions.labels)
 
-Woken = Callable[[Job], Awaitable[Hold | Over | Send | Split | Facts]]
+AskWoken = Callable[[Job], Awaitable[Hold | Over | Send | Split | Facts]]
 """What is asked first about a job that was woken; with facts, its decision goes on from these."""
 
 
@@ -112,7 +112,7 @@ class WorkerDesk:
         contexts: Contexts,
         *,
         caps: Caps | None = None,
-        stages: Mapping[str, Woken] | None = None,
+        stages: Mapping[str, AskWoken] | None = None,
         shares: Shares | None = None,
         fallback: Callable[[Job], Awaitable[None]] | None = None,
         noted: Callable[[Job, Outcome, datetime], Awaitable[None]] | None = None,
@@ -208,10 +208,10 @@ class WorkerDesk:
                 due = max(due, inputs.now + timedelta(seconds=pause))
             return Hold(due, decision.why, stage)
         if decision.why == "no_token":
-            await self._nobody(job)
+            await self._escalate_without_token(job)
         return Over(ENDED_BY.get(decision.why, "suppressed"), decision.why)
 
-    async def _nobody(self, job: Job) -> None:
+    async def _escalate_without_token(self, job: Job) -> None:
         if self._fallback is not None and not job.target:
             await self._fallback(job)
 
@@ -231,7 +231,7 @@ class WorkerDesk:
         match found:
             case Nowhere(why):
                 if why == "no_token":
-                    await self._nobody(job)
+                    await self._escalate_without_token(job)
                 return Over("suppressed", why)
             case Several(ids):
                 if not job.digest and await self._is_crowded_out(job):
@@ -351,7 +351,7 @@ class WorkerDesk:
         outcome = replace(
             outcome,
             provider=outcome.provider or provider.name,
-            target_digest=target.digest,
+            target_digest=target.fingerprint,
             target_invalid_at=invalid_at,
         )
         took_seconds = time.monotonic() - began
@@ -362,13 +362,13 @@ class WorkerDesk:
         if self._noted is not None:
             await self._noted(job, outcome, at)
         if self._fallback is not None and outcome.kind == "target_invalid":
-            await self._without(job)
+            await self._escalate_if_last_token(job)
         return outcome
 
-    async def _without(self, job: Job) -> None:
+    async def _escalate_if_last_token(self, job: Job) -> None:
         """The token of this job is gone. If it was the user's last, what was to follow if nobody saw the push follows at once."""
         try:
-            if self._fallback is not None and not await self._targets.others(job):
+            if self._fallback is not None and not await self._targets.has_other_token(job):
                 await self._fallback(job)
         except (StoreUnavailable, BrokerError) as error:
             _log.warning("not_escalated_at_once", why=str(error)[:200])

@@ -59,7 +59,7 @@ class Gates:
     def of(self, provider: Provider, key: str = "") -> Gate:
         """The gate in front of a provider, or of one key of it."""
         if key:
-            of_keys, whole = self._of_keys[provider.serves, provider.name], self.of(provider)
+            of_keys, whole = self._of_keys[provider.channel_name, provider.name], self.of(provider)
             gate = of_keys.get(key)
             if gate is None:
                 gate = _gate_of_key(provider, key)
@@ -69,10 +69,10 @@ class Gates:
                 if isinstance(gate, DomainGate):
                     self._limit(gate, provider, key)
             return gate
-        named = (provider.serves, provider.name, provider.reading)
+        named = (provider.channel_name, provider.name, provider.reading)
         found = self._of_providers.get(named)
         if found is None:
-            limited = f"{provider.serves}/{provider.name}"
+            limited = f"{provider.channel_name}/{provider.name}"
             bucket = None if provider.limit is None else RedisBucket(self._redis, limited, provider.limit)
             found = self._of_providers[named] = Gate(provider.name, bucket=bucket, noted=self._noted)
         return found
@@ -81,7 +81,7 @@ class Gates:
         """Have the gate of a domain keep to what the providers' file says now."""
         said = provider.domains or {}
         settings = said.get(domain) or said.get(DEFAULT_DOMAIN) or DomainSettings()
-        limit, name = limit_of(settings), f"{provider.serves}/{provider.name}/{domain}"
+        limit, name = limit_of(settings), f"{provider.channel_name}/{provider.name}/{domain}"
         if limit is not None and self._of_domains is None:
             self._of_domains = bucket_script(self._redis)
         gate.limited(settings, None if limit is None else RedisBucket(self._redis, name, limit, self._of_domains))
@@ -134,7 +134,7 @@ class Gates:
 
 
 def _gate_of_key(provider: Provider, key: str) -> Gate:
-    if provider.serves == "email":
+    if provider.channel_name == "email":
         return DomainGate(provider.name, key)
     return Gate(provider.name, key, single=not provider.platform)
 
@@ -142,4 +142,4 @@ def _gate_of_key(provider: Provider, key: str) -> Gate:
 def _holder(provider: Provider, key: str) -> tuple[str, ...]:
     """Whose places at a provider those of a key are: those of a tenant for all its endpoints, those of a domain for itself."""
     tenant = owner_of(key)
-    return provider.serves, provider.name, tenant, "" if tenant else key
+    return provider.channel_name, provider.name, tenant, "" if tenant else key

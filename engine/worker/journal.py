@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -39,7 +39,7 @@ from engine.traces.contexts import trace_line
 from engine.traces.messages import receipts_stored
 from engine.traces.spans import active
 from engine.worker.attempts import origin_nanoseconds
-from engine.worker.targets import digest_of
+from engine.worker.targets import fingerprint_of
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, RECEIPTS_STREAM, encode_token, encode_user, partition_of
 
@@ -131,9 +131,7 @@ class WorkerJournal:
             await self._broker.commit(messages)
         else:
             [message] = messages
-            lines = message.headers.decode().splitlines()
-            headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-            await self._broker.append(message.subject, message.payload, headers)
+            await self._broker.append(message.subject, message.payload, message.named_headers)
 
     async def close(self) -> None:
         """Store nothing more."""
@@ -176,8 +174,8 @@ class WorkerJournal:
         """What an outcome says of the target: a token that is none, one of another environment, an address nobody has."""
         if job.channel in ("email", "sms") and may_suppress(outcome):
             await self._mind_address(job, outcome, "email" if job.channel == "email" else "sms")
-        elsewhere = outcome.kind == "ok" and outcome.environment
-        if job.channel == "push" and (outcome.kind == "target_invalid" or elsewhere):
+        moved = outcome.kind == "ok" and outcome.environment
+        if job.channel == "push" and (outcome.kind == "target_invalid" or moved):
             await self._mind_token(job, outcome)
 
     async def _mind_address(self, job: Job, outcome: Outcome, channel: Addressed) -> None:
@@ -185,16 +183,20 @@ class WorkerJournal:
         async with asking(self._directory.pool) as connection:
             row = await connection.fetchrow(_ADDRESS, job.tenant, job.user)
         address = None if row is None else row["email" if channel == "email" else "phone"]
-        if address is None or digest_of(address_hash(channel, address)) != outcome.target_digest:
+        if address is None or fingerprint_of(address_hash(channel, address)) != outcome.target_digest:
             return
-        told: dict[str, Any] = {
-            "category": job.category,
-            "message": job.key,
-            "at": datetime.now(UTC),
-            "report": job.claim_key,
-        }
         try:
-            suppressed = await suppress_for(self._directory, job.tenant, channel, address, outcome, **told)
+            suppressed = await suppress_for(
+                self._directory,
+                job.tenant,
+                channel,
+                address,
+                outcome,
+                category=job.category,
+                message=job.key,
+                at=datetime.now(UTC),
+                report=job.claim_key,
+            )
         except ValueError:
             return  # it is none, and nothing is sent to it anyway
         if suppressed:
@@ -204,7 +206,7 @@ class WorkerJournal:
         """Retire the token that was tried, or store its right environment. One that took its place meanwhile is left alone."""
         async with self._directory.changing(job.tenant, [job.user]) as change:
             hash: bytes | None = await change.connection.fetchval(_TOKEN, job.tenant, job.user, job.target)
-            if hash is None or digest_of(hash) != outcome.target_digest:
+            if hash is None or fingerprint_of(hash) != outcome.target_digest:
                 return
             if outcome.environment:
                 await move_token(change, job.user, hash, outcome.environment)

@@ -5,8 +5,7 @@
     [sms.providers.first]   engine.channels.sms.settings
     [webhook]               engine.channels.webhook.settings
 
-A channel without a table is not served. Only webhooks need none: whoever asks for them with a file that does not name them gets
-what is usual.
+A channel without a table is not served. Only webhooks need none: a worker of that channel uses the defaults then.
 """
 
 from __future__ import annotations
@@ -36,12 +35,13 @@ _log = structlog.get_logger("seamark.worker")
 CLOSE_SECONDS: Final = 60.0
 """How long what was replaced still serves the sends that have begun with it: longer than any of them lasts."""
 
-CHANNELS: Final[tuple[rules.Channel, ...]] = ("push", "email", "sms", "webhook")
+SENT_BY_WORKERS: Final[tuple[rules.Channel, ...]] = ("push", "email", "sms", "webhook")
+"""The channels that workers send by; the app is none of them."""
 
 _ELSEWHERE: Final = frozenset({"callbacks"})
 """Tables that gateways read."""
 
-assert set(CHANNELS) < set(get_args(rules.Channel))
+assert set(SENT_BY_WORKERS) < set(get_args(rules.Channel))
 
 
 class Provider(NamedTuple):
@@ -53,7 +53,7 @@ class Provider(NamedTuple):
         limit: what its contract allows; None: it is not known.
         platform, apps: of push: which tokens it is for; no apps: all that nobody else is for.
         reading: which reading of the file it is of.
-        serves: the channel; one of another channel may have the same name.
+        channel_name: which channel that is; providers of two channels may have the same name.
         domains: of e-mail: how much domains of recipients get.
     """
 
@@ -63,7 +63,7 @@ class Provider(NamedTuple):
     platform: str = ""
     apps: frozenset[str] = frozenset()
     reading: int = 0
-    serves: str = ""
+    channel_name: str = ""
     domains: Mapping[str, DomainSettings] | None = None
 
 
@@ -86,7 +86,7 @@ class ProvidersFile:
     @property
     def named(self) -> tuple[rules.Channel, ...]:
         """The channels that it has a table of."""
-        return tuple(channel for channel in CHANNELS if channel in self._tables)
+        return tuple(channel for channel in SENT_BY_WORKERS if channel in self._tables)
 
     def providers(self, channel: rules.Channel) -> list[Provider]:
         """Those of a channel, in the order in which they are asked. They belong to the event loop that runs.
@@ -156,9 +156,9 @@ class Providers:
 
     def _read(self, file: ProvidersFile) -> dict[rules.Channel, tuple[Provider, ...]]:
         found = {channel: file.providers(channel) for channel in self._channels}
-        self._reading += 1  # one that cannot be used is none
+        self._reading += 1  # counted only once everything could be read
         return {
-            channel: tuple(one._replace(reading=self._reading, serves=channel) for one in several)
+            channel: tuple(one._replace(reading=self._reading, channel_name=channel) for one in several)
             for channel, several in found.items()
         }
 
@@ -197,7 +197,7 @@ async def _close(providers: Mapping[rules.Channel, Sequence[Provider]]) -> None:
 
 def _known(path: Path, tables: dict[str, Any]) -> dict[str, Any]:
     """These tables; InvalidSetting where one is none that we know."""
-    known = {*CHANNELS, *_ELSEWHERE}
+    known = {*SENT_BY_WORKERS, *_ELSEWHERE}
     if unknown := sorted(tables.keys() - known):
         raise InvalidSetting(f"{path}: there is no table [{unknown[0]}]; known are {', '.join(sorted(known))}")
     if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:

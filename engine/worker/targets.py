@@ -26,7 +26,7 @@ from engine.questions import Questions
 
 _log = structlog.get_logger("seamark.worker")
 
-DIGEST_BYTES: Final = 8
+FINGERPRINT_BYTES: Final = 8
 """Of a hash: enough to tell the few addresses that a user may have had from each other, and nothing that is the address."""
 
 # Each is asked for all jobs that ask at the same time; `place` says which of them a row is for.
@@ -68,12 +68,12 @@ class Target(NamedTuple):
     Args:
         of_channel: what the channel's `send` takes.
         key: of the gate it goes through; "": that of its provider.
-        digest: see `Outcome.target_digest`.
+        fingerprint: see `Outcome.target_digest`.
     """
 
     of_channel: object
     key: str = ""
-    digest: str = ""
+    fingerprint: str = ""
 
 
 class Several(NamedTuple):
@@ -132,7 +132,7 @@ class Targets:
                     return await _endpoints(connection, job)
         return Nowhere("no_address")
 
-    async def others(self, job: Job) -> bool:
+    async def has_other_token(self, job: Job) -> bool:
         """Whether the user has a live token beside the one of this job.
 
         Raises:
@@ -171,7 +171,7 @@ def _address(rows: Rows, channel: Addressed, category: str | None, now: datetime
     address = rows[0]["address"]
     # Servers of some recipients defer mails: those to others go on.
     key = domain_of(address) if channel == "email" else ""
-    return Target(address, key=key, digest=digest_of(rows[0]["hash"]))
+    return Target(address, key=key, fingerprint=fingerprint_of(rows[0]["hash"]))
 
 
 def _tokens(rows: Rows) -> Several | Nowhere:
@@ -193,7 +193,7 @@ def _token(rows: Rows) -> Target | Nowhere:
     )
     # Whoever registers a subscription chooses its push service, perhaps one that is away: those of others go on.
     key = f"webpush/{_host_of(row['token'])}" if row["platform"] == "webpush" else ""
-    return Target(target, key=key, digest=digest_of(row["token_hash"]))
+    return Target(target, key=key, fingerprint=fingerprint_of(row["token_hash"]))
 
 
 def _host_of(url: str) -> str:
@@ -219,6 +219,6 @@ async def _endpoint(connection: Connection, job: Job, seal: Seal) -> Target | No
     return Nowhere("no_address") if found is None else Target(found, key=f"{job.tenant}/{found.id}")
 
 
-def digest_of(hash: bytes) -> str:
+def fingerprint_of(hash: bytes) -> str:
     """What `Outcome.target_digest` holds of the hash of an address or token."""
-    return hash[:DIGEST_BYTES].hex()
+    return hash[:FINGERPRINT_BYTES].hex()

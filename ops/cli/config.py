@@ -87,14 +87,14 @@ def diff(
 @app.command()
 def export(files: Files, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
     """Write the tenant's configuration into a folder that has none. Applied, it changes nothing, or its faults are named."""
-    from engine.directory.templates import FORMS
+    from engine.directory.templates import SHAPES
     from ops.config_files import write_folder
 
     name = checked_tenant(tenant)
     stored = _run(folder, lambda pool: _stored(pool, name))
     written = write_folder(files, stored)
     for key in stored.templates:
-        if key.channel not in FORMS:
+        if key.channel not in SHAPES:
             err.print(f"seamark: left out: template {key}, which nothing uses: delete it", markup=False)
     if as_json:
         print_json({"written": [str(path) for path in written]})

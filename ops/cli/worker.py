@@ -64,12 +64,14 @@ def chosen(asked: list[str] | None, named: tuple[Channel, ...]) -> tuple[Channel
         InvalidSetting: there is no such channel, or none at all.
     """
     from engine.errors import InvalidSetting
-    from engine.worker.providers import CHANNELS
+    from engine.worker.providers import SENT_BY_WORKERS
 
-    unknown = [one for one in asked or () if one not in CHANNELS]
+    unknown = [one for one in asked or () if one not in SENT_BY_WORKERS]
     if unknown:
-        raise InvalidSetting(f"--channel {unknown[0]}: there is no such channel; there are {', '.join(CHANNELS)}")
-    found = tuple(one for one in CHANNELS if one in (asked or named))
+        raise InvalidSetting(
+            f"--channel {unknown[0]}: there is no such channel; there are {', '.join(SENT_BY_WORKERS)}"
+        )
+    found = tuple(one for one in SENT_BY_WORKERS if one in (asked or named))
     if not found:
         raise InvalidSetting("the file of providers names no channel: write a table, such as [email]")
     return found

@@ -16,7 +16,7 @@ from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_HEADERS
 
 from engine.settings import Settings, given_settings, load_settings, variable_of
 from engine.topology.size import Demand, size
-from engine.worker.providers import CHANNELS
+from engine.worker.providers import SENT_BY_WORKERS
 from ops.dev.natsserver import account_users
 from ops.process import CLEAN_UP_SECONDS_MAX
 from tests.support.charts import (
@@ -256,7 +256,7 @@ def test_one_worker_serves_all_channels_or_each_channel_has_its_own(folder: Path
         {name: pod["spec"]["containers"][0]["command"] for name, role, pod in deployments(found) if role == "worker"}
         for found in (objects(folder, which) for which in ("startup", "mid-scale", "high-scale"))
     ]
-    each = {f"{NAME}-worker-{channel}": ["seamark", "worker", f"--channel={channel}"] for channel in CHANNELS}
+    each = {f"{NAME}-worker-{channel}": ["seamark", "worker", f"--channel={channel}"] for channel in SENT_BY_WORKERS}
     assert commands == [{f"{NAME}-worker": ["seamark", "worker"]}, each, each]
 
 

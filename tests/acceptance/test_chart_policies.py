@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from engine.worker.providers import CHANNELS
+from engine.worker.providers import SENT_BY_WORKERS
 from tests.support.charts import (
     NAME,
     ROLES,
@@ -117,7 +117,7 @@ def ways_outside(rendered: list[Object]) -> dict[str, set[int]]:
 def test_only_workers_reach_the_outside_and_gateways_what_signatures_are_checked_by(folder: Path) -> None:
     providers = WAYS_OUT["worker-push"] - WAYS_OUT["planner"]
     assert ways_outside(objects(folder)) == {"worker": providers}
-    workers = {f"worker-{channel}": providers for channel in CHANNELS}
+    workers = {f"worker-{channel}": providers for channel in SENT_BY_WORKERS}
     assert ways_outside(objects(folder, "mid-scale")) == workers | {"gateway": {443}}, "the key set of tokens"
     callbacks: dict[str, Any] = {"sending": {"callbacksSecret": "seamark-callbacks"}}
     assert ways_outside(objects(folder, values=callbacks)) == {"worker": providers, "gateway": {443}}

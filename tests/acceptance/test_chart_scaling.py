@@ -10,7 +10,7 @@ import engine.metrics
 import gateway.metrics
 import projections.metrics
 from engine.jobs.messages import LANES, job_consumer
-from engine.worker.providers import CHANNELS
+from engine.worker.providers import SENT_BY_WORKERS
 from seamark.protocol.subjects import JOBS_STREAM
 from tests.support.charts import (
     BY_JOBS,
@@ -56,7 +56,7 @@ def test_projectors_planners_and_workers_are_scaled_by_what_waits_up_to_a_cap(fo
         f"{NAME}-planner": engine.metrics.planner_lag.describe()[0].name,
         f"{NAME}-projector": projections.metrics.projection_lag.describe()[0].name,
     }
-    jobs = {f"{NAME}-worker-{channel}": {job_consumer(channel, lane) for lane in LANES} for channel in CHANNELS}
+    jobs = {f"{NAME}-worker-{channel}": {job_consumer(channel, lane) for lane in LANES} for channel in SENT_BY_WORKERS}
     scaled = {each["metadata"]["name"]: each["spec"] for each in of_kind(found, "ScaledObject")}
     assert scaled.keys() == {f"{NAME}-gateway"} | seconds.keys() | jobs.keys()
     values = yaml.safe_load((CHART / "sets/high-scale.yaml").read_text())

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from engine.broker.jetstream import NatsSettings, connect
 from engine.settings import Settings, given_settings, load_settings, variable_of
 from engine.topology import server as topology
-from engine.worker.providers import CHANNELS
+from engine.worker.providers import SENT_BY_WORKERS
 from ops.dev.binaries import nats_server_binary, valkey_binary
 from ops.dev.child import free_port
 from ops.dev.natsserver import account_users
@@ -121,7 +121,7 @@ def test_the_image_has_what_every_channel_and_both_exporters_of_spans_need(
         )
     )
     assert check.returncode == 0, check.stderr
-    assert [line.split(":")[0] for line in check.stdout.splitlines()] == list(CHANNELS)
+    assert [line.split(":")[0] for line in check.stdout.splitlines()] == list(SENT_BY_WORKERS)
     assert imported.returncode == 0, imported.stderr
 
 

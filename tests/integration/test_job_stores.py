@@ -336,7 +336,9 @@ async def test_only_calls_without_an_answer_are_made_again_when_a_connection_is_
 
 
 async def test_a_domain_of_recipients_has_a_limit_of_its_own_which_all_workers_share(redis: Redis) -> None:
-    own: Any = Provider("own", None, serves="email", domains={"gmail.com": DomainSettings(per_second=0.01, burst=2)})  # type: ignore[arg-type]
+    own: Any = Provider(
+        "own", None, channel_name="email", domains={"gmail.com": DomainSettings(per_second=0.01, burst=2)}
+    )  # type: ignore[arg-type]
     first, second = Gates(redis), Gates(redis)
     try:
         taken = [await gates.of(own, "gmail.com").enter(wait_seconds_max=0) for gates in (first, second, first, second)]

@@ -12,7 +12,7 @@ import pytest
 
 from engine.channels.channel import Context, Job, Outcome
 from engine.channels.webhook.channel import Endpoint
-from engine.worker.providers import CHANNELS, ProvidersFile
+from engine.worker.providers import SENT_BY_WORKERS, ProvidersFile
 from ops.dev.outbox.faults import NAMES, fault_of
 from ops.dev.outbox.messages import Outbox
 from ops.dev.outbox.page import FILES, serving
@@ -48,7 +48,7 @@ async def sending(folder: Path) -> AsyncIterator[Sending]:
     outbox = Outbox()
     async with running(folder, outbox) as providers:
         file = ProvidersFile(providers.file)
-        found = [(one.platform or name, one.channel) for name in CHANNELS for one in file.providers(name)]
+        found = [(one.platform or name, one.channel) for name in SENT_BY_WORKERS for one in file.providers(name)]
         channels = dict(reversed(found))  # of several the first, as a worker's desk would
         targets = {
             "apns": ("push", apple_device()),

@@ -25,7 +25,7 @@ from engine.jobs.messages import message_of
 from engine.plan.rules import Channel
 from engine.postgres import Pool
 from engine.settings import Secret, Settings
-from engine.worker.providers import CHANNELS
+from engine.worker.providers import SENT_BY_WORKERS
 from ops.dev.providers.acceptlog import Accepted, AcceptLog
 from ops.dev.providers.certificates import server_tls, write_certificate
 from ops.dev.providers.push import AUTHORITY, AUTHORITY_KEY, PushProviders
@@ -144,7 +144,9 @@ def settings_of(nats_url: str, redis_url: str, postgres_url: str, providers: Pat
 
 
 @contextlib.asynccontextmanager
-async def sending(settings: Settings, pool: Pool, channels: Sequence[Channel] = CHANNELS) -> AsyncIterator[Broker]:
+async def sending(
+    settings: Settings, pool: Pool, channels: Sequence[Channel] = SENT_BY_WORKERS
+) -> AsyncIterator[Broker]:
     """A worker in the test's loop, put together as the role is; its broker."""
     async with (
         connected(settings.nats_url.reveal()) as broker,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.directory.configuration import Configuration, Difference, differences
-from engine.directory.templates import FORMS, ONE_LINE, TemplateKey
+from engine.directory.templates import ONE_LINE, SHAPES, TemplateKey
 from engine.errors import InvalidSetting
 from engine.plan.hours import DAYS, Digest, Window
 from engine.plan.preferences import QuietHours, TenantDefaults
@@ -67,7 +67,7 @@ TEXTS = (
 
 @st.composite
 def template_parts(draw: st.DrawFn, channel: str) -> dict[str, str]:
-    form = FORMS[channel]
+    form = SHAPES[channel]
     names = form.must | draw(st.sets(st.sampled_from(sorted(form.may)))) if form.may else form.must
     return {name: draw(LINES if name in ONE_LINE else TEXTS) for name in sorted(names)}
 
@@ -78,7 +78,7 @@ def configurations(draw: st.DrawFn) -> Configuration:
     keys = draw(
         st.sets(
             st.builds(
-                TemplateKey, PATTERNS, st.sampled_from(sorted(FORMS)), st.sampled_from(["default", "de", "de-AT"])
+                TemplateKey, PATTERNS, st.sampled_from(sorted(SHAPES)), st.sampled_from(["default", "de", "de-AT"])
             ),
             max_size=3,
         )
@@ -152,7 +152,8 @@ def test_a_change_names_the_members_that_differ() -> None:
     ("templates/x/webhook.de/body.json", "x", "no templates"),
     ("templates/x/email.de/body.md", "x", "needs subject"),
     ("templates/x/sms.german/body.txt", "x", "email.de"),
-    ("templates/x/sms.de/body.md", "x", "body.txt"),
+    ("templates/x/sms.de/body.md", "x", "its files are body.txt"),
+    ("templates/x/email.de/tenant", "x", "its files are body.md, html.html, subject.txt"),
     ("templates/a..b/x", "", "a..b"),
     ("templates/x/sms.de/body.txt", "{{", "not closed"),
     ("templates/x/sms.de/body.txt", "a\r\nb", "control"),

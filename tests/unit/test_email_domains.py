@@ -33,7 +33,7 @@ class Relay:
 
     def __init__(self, name: str = "own", **domains: DomainSettings) -> None:
         self.clock, self.gates = Clock(), Gates(None)  # type: ignore[arg-type]
-        self.provider = Provider(name, None, serves="email", domains=domains)  # type: ignore[arg-type]
+        self.provider = Provider(name, None, channel_name="email", domains=domains)  # type: ignore[arg-type]
 
     def gate(self, domain: str = "") -> Gate:
         found = self.gates.of(self.provider, domain)
@@ -117,7 +117,7 @@ async def test_a_deferral_that_says_less_than_an_earlier_one_does_not_shorten_it
 
 async def test_a_domain_that_defers_at_one_provider_may_take_mails_of_the_next() -> None:
     gates = Gates(None)  # type: ignore[arg-type]
-    own, spare = (Provider(name, None, serves="email") for name in ("own", "spare"))  # type: ignore[arg-type]
+    own, spare = (Provider(name, None, channel_name="email") for name in ("own", "spare"))  # type: ignore[arg-type]
     await gates.of(own, "yahoo.com").told(DEFERRED, retry=False)
     assert await gates.of(own, "yahoo.com").enter() < 0
     assert await gates.of(spare, "yahoo.com").enter() == 0

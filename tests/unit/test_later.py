@@ -133,7 +133,7 @@ def test_later_is_full_by_bytes_or_by_how_many_times_are_waited_for(state: dict[
 def test_a_schedule_fires_a_quarter_of_a_second_before_its_slot_begins() -> None:
     tenth = tenth_of(STORED_AT)
     (_, schedule) = with_schedules([Outgoing(waiting_subject(3, tenth, "default"), b"")])
-    lines = dict(line.split(":", 1) for line in schedule.headers.decode().splitlines())
+    lines = schedule.named_headers
     assert (
         lines["Nats-Schedule"] == f"@at {STORED_AT - EARLY:%Y-%m-%dT%H:%M:%S.%f}Z" == "@at 2026-11-29T11:59:59.750000Z"
     )

@@ -19,7 +19,7 @@ from engine.plan.rules import Channel
 from engine.settings import Secret, Settings
 from engine.tasks import end
 from engine.worker import providers as module
-from engine.worker.providers import CHANNELS, Providers, ProvidersFile, read_providers
+from engine.worker.providers import SENT_BY_WORKERS, Providers, ProvidersFile, read_providers
 from ops.cli import app
 from ops.cli.worker import chosen
 from ops.working import unset
@@ -54,8 +54,8 @@ async def test_the_file_of_the_documentation_has_a_provider_for_every_channel(tm
     file = written(tmp_path, found[1], smtp_password="sesame", twilio_secret="t", sns_secret="s")
     pem = apple_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     (tmp_path / "AuthKey_ABC1234567.p8").write_text(pem)
-    providers = Providers(ProvidersFile(file), CHANNELS, ignored)
-    names = {channel: [one.name for one in providers.of(channel)] for channel in CHANNELS}
+    providers = Providers(ProvidersFile(file), SENT_BY_WORKERS, ignored)
+    names = {channel: [one.name for one in providers.of(channel)] for channel in SENT_BY_WORKERS}
     assert names == {"push": ["apple"], "email": ["own"], "sms": ["first", "spare"], "webhook": ["webhook"]}
     assert providers.of("email")[0].limit == Limit(50)
     assert providers.of("push")[0].platform == "apns"
@@ -181,7 +181,7 @@ def test_the_command_only_looks_whether_the_file_can_be_used(tmp_path: Path) -> 
         (["push"], {}, []),
         (["push", "webhook"], {}, ["SEAMARK_STORAGE_KEYS"]),
         (
-            CHANNELS,
+            SENT_BY_WORKERS,
             {
                 "public_url": "https://notify.example.com",
                 "unsubscribe_secrets": Secret("u" * 40),

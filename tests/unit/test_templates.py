@@ -67,7 +67,7 @@ INJECTIONS = [
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
-def test_it_does_nothing_else(text: str) -> None:
+def test_no_known_injection_renders_or_shows_a_value(text: str) -> None:
     with pytest.raises(TemplateFailed) as refused:
         render(text, VALUES)
     assert "Ann" not in str(refused.value)

@@ -53,7 +53,7 @@ class House:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rules, self.profile, self.known, self.decided = RULES, PROFILE, Known(), 0
-        providers = [Provider("first", self, serves="sms")]  # type: ignore[arg-type]
+        providers = [Provider("first", self, channel_name="sms")]  # type: ignore[arg-type]
         unused: Any = None
         sources: Any = (self, _Of(lambda: self.rules), _Of(lambda: self.profile), self)
         contexts = Contexts(sources[1], unused)

@@ -1,4 +1,4 @@
-"""What a desk decides before it has asked any store, and whom it has send."""
+"""What a desk decides without asking a store, which provider it sends by, and when another one is asked."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -222,7 +222,9 @@ async def test_the_next_provider_gets_no_more_at_once_than_the_file_says() -> No
     """A mail that the first one refuses would go past the second one's limit for its domain."""
     answers = [Answering(AWAY), Answering(Outcome(kind="ok"))]
     domains = {"default": DomainSettings(at_once=1)}
-    providers = [Provider(f"p{one}", answer, serves="email", domains=domains) for one, answer in enumerate(answers)]  # type: ignore[arg-type]
+    providers = [
+        Provider(f"p{one}", answer, channel_name="email", domains=domains) for one, answer in enumerate(answers)
+    ]  # type: ignore[arg-type]
     unused: Any = None
     gates = Gates(unused)
     one = WorkerDesk("email", lambda: providers, gates, Known(), *[unused] * 5)  # type: ignore[arg-type]

@@ -240,7 +240,7 @@ async def test_who_waits_for_a_slot_of_his_domain_while_the_provider_goes_down_i
     probed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixty jobs that wait for slots would all be sent to a provider that is down, and each cost an attempt."""
-    clock, bucket, gates, relay = Clock(), Bucket(), Gates(None), Provider("relay", None, serves="email")  # type: ignore[arg-type]
+    clock, bucket, gates, relay = Clock(), Bucket(), Gates(None), Provider("relay", None, channel_name="email")  # type: ignore[arg-type]
     whole, one = gates.of(relay), gates.of(relay, "gmail.com")
     whole._clock = one._clock = clock
     one._bucket, bucket.answer = bucket, (True, 0.5)  # type: ignore[assignment]
@@ -264,7 +264,7 @@ async def test_a_probe_of_the_provider_that_its_domain_or_a_late_slot_keeps_from
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody would send anything to the provider for half a minute."""
-    clock, bucket, gates, relay = Clock(), Bucket(), Gates(None), Provider("relay", None, serves="email")  # type: ignore[arg-type]
+    clock, bucket, gates, relay = Clock(), Bucket(), Gates(None), Provider("relay", None, channel_name="email")  # type: ignore[arg-type]
     whole, one = gates.of(relay), gates.of(relay, "gmail.com")
     whole._clock = one._clock = clock
     whole._bucket, bucket.answer = bucket, (True, 0.5)  # type: ignore[assignment]
@@ -308,7 +308,7 @@ async def test_the_probe_itself_waits_for_its_slot_as_all_do(monkeypatch: pytest
 async def test_providers_of_two_channels_that_have_one_name_have_a_gate_each() -> None:
     """The examples of e-mail and of SMS both call one `spare`."""
     gates = Gates(None)  # type: ignore[arg-type]
-    mails, texts = (Provider("spare", None, serves=channel) for channel in ("email", "sms"))  # type: ignore[arg-type]
+    mails, texts = (Provider("spare", None, channel_name=channel) for channel in ("email", "sms"))  # type: ignore[arg-type]
     await gates.of(mails).told(Outcome(kind="config", code="403", scope="key"), retry=False)
     assert gates.of(mails).wait_seconds() > 0
     assert gates.of(texts).wait_seconds() == 0

@@ -130,7 +130,7 @@ def of_sendgrid(provider: str, events: object) -> list[Report]:
             state, outcome = "delivered", None
         elif name in ("spamreport", "unsubscribe", "group_unsubscribe"):
             state = "delivered"
-            outcome = msgspec.structs.replace(_COMPLAINT if name == "spamreport" else _WISH, provider=provider)
+            outcome = msgspec.structs.replace(_COMPLAINT if name == "spamreport" else _OPT_OUT, provider=provider)
         elif name == "bounce":
             type = _text(event.get("type")) or "bounce"
             otherwise = _SENDGRID.get(type, _UNKNOWN)
@@ -161,7 +161,7 @@ def of_postmark(provider: str, said: Mapping[str, Any]) -> list[Report]:
             return []  # a bounce or a complaint, which is reported by itself; or it may be sent to again
         if said.get("Origin") in ("Customer", "Admin"):
             return []  # somebody has put the address on Postmark's list; the person has wished nothing
-        state, outcome = "delivered", msgspec.structs.replace(_WISH, provider=provider)
+        state, outcome = "delivered", msgspec.structs.replace(_OPT_OUT, provider=provider)
     elif kind == "Bounce":
         name = _text(said.get("Type"))
         meant = _POSTMARK.get(name, _UNKNOWN)
@@ -183,7 +183,7 @@ _SOFT: Final = Outcome(kind="permanent", soft_bounce=True)
 """The service has given up: for this message it is over, although for the address it may pass."""
 
 _COMPLAINT: Final = Outcome(kind="opted_out", code=COMPLAINED)
-_WISH: Final = Outcome(kind="opted_out", code="unsubscribe")
+_OPT_OUT: Final = Outcome(kind="opted_out", code="unsubscribe")
 
 _UNKNOWN: Final = Outcome(kind="permanent", known=False)
 """A word that is not in the tables: it accuses nobody. Services call bounces what is none, as automatic answers."""
@@ -217,8 +217,8 @@ _FEEDBACK: Final[Mapping[str, Outcome | None]] = {
     "abuse": _COMPLAINT,
     "fraud": _COMPLAINT,
     "other": _COMPLAINT,
-    "opt-out": _WISH,
-    "opt-out-list": _WISH,
+    "opt-out": _OPT_OUT,
+    "opt-out-list": _OPT_OUT,
     "not-spam": None,
     "auth-failure": None,
     "virus": None,
@@ -234,7 +234,7 @@ _DROPPED: Final[Mapping[str, Outcome]] = {
     "invalid smtpapi header": _REFUSED,
     "recipient list over package quota": _REFUSED,
     "spam reporting address": _COMPLAINT,
-    "unsubscribed address": _WISH,
+    "unsubscribed address": _OPT_OUT,
     "spam content (if spam checker app is enabled)": _REFUSED,
     "spam content": _REFUSED,
 }
@@ -248,7 +248,7 @@ _POSTMARK: Final[Mapping[str, Outcome | None]] = {
     "DnsError": _SOFT,
     "Unknown": _SOFT,
     "SpamComplaint": _COMPLAINT,
-    "Unsubscribe": _WISH,
+    "Unsubscribe": _OPT_OUT,
     "SpamNotification": _REFUSED,
     "VirusNotification": _REFUSED,
     "DMARCPolicy": Outcome(kind="permanent", alarm=True),

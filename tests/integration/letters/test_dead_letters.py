@@ -26,7 +26,7 @@ from engine.letters.triage import grouped
 from engine.letters.writing import store_job_letter
 from engine.patience import patiently
 from engine.postgres import asking
-from engine.worker.targets import digest_of
+from engine.worker.targets import fingerprint_of
 from projections.proof import Name, Proofs
 from projections.tries import receipts_in
 from tests.support.letters import TENANT, USER, World, dead, job, known_to_the_inbox
@@ -265,7 +265,7 @@ async def test_a_token_that_is_none_is_retired_unless_another_took_its_place_or_
     invalid = Outcome(kind="target_invalid", provider="google", code="404/UNREGISTERED")
 
     def done(digest: bytes, at: datetime) -> Done:
-        told = msgspec.structs.replace(invalid, target_digest=digest_of(digest), target_invalid_at=at)
+        told = msgspec.structs.replace(invalid, target_digest=fingerprint_of(digest), target_invalid_at=at)
         return Done(0, "failed", "x", told)
 
     await world.journal.conclude(push, done(hash, now - timedelta(hours=1)))
