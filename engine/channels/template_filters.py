@@ -30,6 +30,12 @@ _CASE_CHARS_A_STEP: Final = 16
 _TITLE_CHARS_A_STEP: Final = 2
 _DIGITS_A_STEP: Final = 32
 
+_WHOLE_FROM: Final = 2.0**53
+"""Floats from here on have no fraction that could be rounded."""
+
+_PLACES_ROUNDED_A_STEP: Final = 10
+"""Of a smaller float, behind its point: before it there are 16 at most."""
+
 
 def text_of(value: Any) -> str:
     """A value as people write it: what Python makes of lists and objects is for nobody's eyes.
@@ -80,7 +86,12 @@ def _truncate(environment: Environment, value: Any, *given: Any, **named: Any) -
 
 
 def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
-    take_for(value)
+    if not isinstance(value, float):
+        take_for(value)
+    else:
+        take(1 + precision // _PLACES_ROUNDED_A_STEP)
+        if method == "common" and abs(value) >= _WHOLE_FROM:
+            return value  # Python would write out its hundreds of digits, and read the same number from them
     return FILTERS["round"](_number("round", value), precision, method)
 
 

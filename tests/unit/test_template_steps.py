@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
+from typing import Any
 
 import pytest
 from jinja2 import filters, nodes
 from jinja2 import tests as jinja_tests
 
-from engine.channels import templates
+from engine.channels import template_steps, templates
+from engine.channels.template_filters import FILTERS_ALLOWED
 from engine.channels.templates import LOOP_ROUNDS_MAX, TAG_CHARS_MAX, TAGS_MAX, TemplateFailed, check, render
 
 ROUNDS = [1] * LOOP_ROUNDS_MAX
@@ -52,6 +55,57 @@ def test_what_goes_through_a_value_is_counted_by_its_size(statement: str, a: obj
     with pytest.raises(TemplateFailed, match="looks at values"):
         render(text, {"data": {"rounds": ROUNDS, "a": a, "b": b}})
     assert time.process_time() - began_at < 3  # some 0.1 s; uncounted, these take minutes
+
+
+FLOATS = [
+    *(sign * 1.2345678901234567 * 2.0**exponent for exponent in range(-1022, 1024, 31) for sign in (1, -1)),
+    1.7976931348623157e308, 1.1e308, 1e200, 1e23, 2.0**53 + 2, 2.0**53, 2.0**53 - 1, 4503599627370495.5, 0.1, 2.5, 2.675, 1e-5,
+    2.2250738585072014e-308, 7.2994595786876e-311, 5e-324, 0.0, -0.0, math.inf, -math.inf, math.nan,
+]  # fmt: skip
+DIGITS_A_STEP_MAX, BITS_A_STEP_MAX = 30, 320
+
+
+def steps_of(name: str, *given: Any) -> tuple[int, Any]:
+    """The steps that a filter takes, and its result."""
+    template_steps.begin()
+    result = FILTERS_ALLOWED[name](*given)
+    return template_steps.STEPS_MAX - template_steps._left.steps, result
+
+
+@pytest.mark.parametrize("precision", [0, 1, 2, 9, 10, 19, 20])
+def test_rounding_any_float_takes_steps_for_each_digit_that_python_writes_for_it(
+    precision: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python writes a float with all its digits to round it: 330 of them where it is large, for which it takes 20 µs."""
+    digits, rounded = 0, filters.do_round
+
+    def counting(value: Any, *given: Any) -> Any:
+        nonlocal digits
+        digits = len(f"{abs(value):.{precision}f}")
+        return rounded(value, *given)
+
+    monkeypatch.setitem(filters.FILTERS, "round", counting)
+    for value in FLOATS:
+        digits = 0
+        steps, result = steps_of("round", value, precision)
+        assert repr(result) == repr(rounded(value, precision)), value
+        assert 1 <= steps <= 4, "a price is rounded for a few steps"
+        assert digits <= DIGITS_A_STEP_MAX * steps, value
+    for method in ("ceil", "floor"):
+        for value in (one for one in FLOATS if abs(one) < 1e288):
+            assert repr(steps_of("round", value, precision, method)[1]) == repr(rounded(value, precision, method)), value  # type: ignore[arg-type]
+    with pytest.raises(filters.FilterArgumentError):
+        steps_of("round", 1e308, precision, "up")
+
+
+@pytest.mark.parametrize("name", ["join", "upper", "lower", "title", "capitalize", "trim"])
+def test_writing_any_float_takes_steps_for_the_size_of_the_integers_that_it_is_written_by(name: str) -> None:
+    for value in (one for one in FLOATS if math.isfinite(one)):
+        steps, _ = steps_of(name, [value] if name == "join" else value)
+        bits = max(one.bit_length() for one in value.as_integer_ratio())
+        assert bits <= BITS_A_STEP_MAX * steps, value
+        assert steps <= 5
+    assert steps_of("join", [12.5, 0.1, 99.99, 1e6])[0] == 4, "prices are written for a step each"
 
 
 def test_characters_that_escaping_drops_are_counted_too() -> None:
