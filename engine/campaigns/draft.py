@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from seamark.protocol.errors import InvalidEvent, InvalidToken, SeamarkError
 from seamark.protocol.events import Channels, Encoded, Label, Priority, encode
+from seamark.protocol.moments import check_moment
 from seamark.protocol.subjects import bulk_subject, encode_user
 
 ID_CHARS_MAX: Final = 100
@@ -124,8 +125,10 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         if _ID.fullmatch(self.id) is None:
             raise InvalidCampaign("id", f"`id` must be 1 to {ID_CHARS_MAX} letters, digits, _ and -")
         for field, moment in (("start_at", self.start_at), ("not_after", self.not_after)):
-            if moment is not None and moment.tzinfo is None:
-                raise InvalidCampaign(field, f"`{field}` must carry an offset, such as 2026-01-31T12:00:00Z")
+            try:
+                check_moment(field, moment)
+            except ValueError as error:
+                raise InvalidCampaign(field, str(error)) from error
         if self.audience.users == ():
             raise InvalidCampaign("audience.users", "`audience.users` names nobody: give at least one user")
         if self.exclude is not None and self.exclude.everyone:

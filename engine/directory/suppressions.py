@@ -19,6 +19,7 @@ from engine.plan import profile
 from engine.plan.profile import SCOPE_ALL
 from engine.postgres import Connection, transposed
 from seamark.protocol.limits import LABEL_CHARS_MAX
+from seamark.protocol.moments import check_moment
 
 REASON: Final = r"^[a-z][a-z0-9_]{0,63}$(?!\n)"
 Reason = Annotated[str, msgspec.Meta(pattern=REASON)]
@@ -57,12 +58,11 @@ class NewSuppression(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     expires_at: datetime | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError where the address is none, without repeating it."""
+        """Raise ValueError where the address is none, without repeating it, or `expires_at` is no moment that can be stored."""
         form, example = _FORMS[self.channel]
         if form.fullmatch(normalized(self.channel, self.address)) is None:
             raise ValueError(f"`address` is none for {self.channel}: write it as in {example}")
-        if self.expires_at is not None and self.expires_at.tzinfo is None:
-            raise ValueError("`expires_at` needs an offset, as in 2026-01-31T12:00:00Z")
+        check_moment("expires_at", self.expires_at)
 
 
 class StoredSuppression(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,13 +93,11 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError where it means opt-outs, or a time has no offset."""
+        """Raise ValueError where it means opt-outs, or a time is no moment that can be stored."""
         if self.reason == profile.OPTED_OUT:
             raise ValueError("`reason` is a legal opt-out: each of them is lifted by itself, by its id")
-        for name in ("since", "until"):
-            at = getattr(self, name)
-            if at is not None and at.tzinfo is None:
-                raise ValueError(f"`{name}` needs an offset, as in 2026-01-31T12:00:00Z")
+        check_moment("since", self.since)
+        check_moment("until", self.until)
 
 
 def id_of(hash: bytes, scope: str) -> bytes:

@@ -18,7 +18,7 @@ from gateway.access.principals import Scope, Service
 from gateway.access.shares import Shares
 from gateway.api.directory import PLACES, directory_of
 from gateway.api.explain import rules_of
-from gateway.api.pages import PageQuery, begin_of, cut, invalid_cursor
+from gateway.api.pages import PageQuery, begin_of, cut, moment_of
 from gateway.api.transactions import CANCELS_FULL, TOO_MANY_CANCELS, store_cancel
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
@@ -213,10 +213,4 @@ def _after(query: PageQuery) -> tuple[datetime, str] | None:
     at, id = begin_of(query, 2)
     if query.cursor is None:
         return None
-    try:
-        created_at = datetime.fromisoformat(at)
-    except ValueError as error:
-        raise invalid_cursor() from error
-    if created_at.tzinfo is None:
-        raise invalid_cursor()
-    return created_at, id
+    return moment_of(at), id

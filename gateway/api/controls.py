@@ -14,6 +14,7 @@ from engine.controls.store import ChangedMeanwhile, ControlStore, Read
 from engine.errors import BrokerError, TopologyError
 from engine.plan.rules import Channel
 from gateway.access.principals import Operator
+from gateway.api.directory import Version
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, UNAVAILABLE, VERSION_CONFLICT, Kind, Problem
 
@@ -66,7 +67,7 @@ class Order(msgspec.Struct, forbid_unknown_fields=True):
 class ChangeQuery(msgspec.Struct, frozen=True):
     """`version`: only if the controls still have it; 0: only if there never was one."""
 
-    version: Annotated[int, Meta(ge=0)] | None = None
+    version: Version | None = None
 
 
 class Shown(msgspec.Struct):

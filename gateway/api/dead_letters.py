@@ -19,11 +19,12 @@ from engine.letters.triage import Group, grouped
 from engine.plan.rules import Channel
 from gateway.access.principals import Operator, Scope, Service
 from gateway.access.shares import Shares
-from gateway.api.pages import PageQuery, begin_of, cursor_after, invalid_cursor
+from gateway.api.pages import PageQuery, begin_of, cursor_after, invalid_cursor, moment_of
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import FORBIDDEN, INVALID_BODY, INVALID_QUERY, NOT_FOUND, UNAVAILABLE, Problem
 from seamark.protocol.errors import InvalidToken
+from seamark.protocol.moments import check_moment
 from seamark.protocol.subjects import encode_token
 
 PLACES: Final = Shares(8, 2)
@@ -52,6 +53,10 @@ class LettersQuery(PageQuery, frozen=True):
     code: Word | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a time lies outside the years 1 to 9999. One without an offset is in UTC."""
+        _check_times(self)
 
 
 class LettersPage(msgspec.Struct):
@@ -103,6 +108,10 @@ class Chosen(msgspec.Struct, forbid_unknown_fields=True):
     per_second: Annotated[float, Meta(ge=25, le=1000)] = PER_SECOND
     in_doubt: bool = False
     cursor: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a time lies outside the years 1 to 9999. One without an offset is in UTC."""
+        _check_times(self)
 
 
 class Acted(msgspec.Struct):
@@ -236,6 +245,11 @@ def _zoned(at: datetime | None) -> datetime | None:
     return at if at is None or at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
+def _check_times(asked: LettersQuery | Chosen) -> None:
+    check_moment("since", _zoned(asked.since))
+    check_moment("until", _zoned(asked.until))
+
+
 def _tenant(principal: Service | Operator, named: str | None) -> str | None:
     """Whose letters; None: everybody's.
 
@@ -269,10 +283,10 @@ async def letters_page(
     if query.cursor is not None:
         at, until_text = begin_of(query, 2)
         try:
-            begin, until = int(at), min(until, datetime.fromisoformat(until_text))
+            begin, until = int(at), min(until, moment_of(until_text))
             if not 0 <= begin <= SEQ_MAX:
                 raise ValueError("no number of a letter")
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise invalid_cursor() from error
     try:
         found, next_ = await page_of_letters(context.broker, msgspec.structs.replace(wanted, until=until), begin, limit)

@@ -20,7 +20,10 @@ PLACES: Final = Shares(DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT)
 
 T = TypeVar("T")
 
-Version = Annotated[int, msgspec.Meta(ge=0)]
+VERSION_MAX: Final = 2**63 - 1
+"""PostgreSQL's columns hold no more."""
+
+Version = Annotated[int, msgspec.Meta(ge=0, le=VERSION_MAX)]
 """Only if this is still the version of what is there; 0: only if there is nothing."""
 
 

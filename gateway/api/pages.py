@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from gateway.http.problems import INVALID_QUERY, Problem
+from seamark.protocol.moments import check_moment
 
 CURSOR_CHARS_MAX: Final = 1024
 """Three names of 128 bytes each, written as JSON and in base64."""
@@ -45,6 +47,20 @@ def begin_of(query: PageQuery, parts: int = 1) -> tuple[str, ...]:
 def invalid_cursor() -> Problem:
     """What to raise for a cursor that no page has given."""
     return Problem(INVALID_QUERY, "`cursor` is none that a page has given: begin without it", field="cursor")
+
+
+def moment_of(text: str) -> datetime:
+    """The moment that a part of a cursor says.
+
+    Raises:
+        Problem: 400, no page has given a cursor with it.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+        check_moment("cursor", at)
+    except ValueError as error:
+        raise invalid_cursor() from error
+    return at
 
 
 def cut(rows: Sequence[T], limit: int, key: Callable[[T], Sequence[str]]) -> tuple[list[T], str | None]:

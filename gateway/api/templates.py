@@ -24,7 +24,7 @@ from engine.plan.patterns import check_pattern
 from engine.plan.rules import Channel
 from gateway.access.principals import Scope, Service
 from gateway.api.configuring import PLACES, Deletion, rules_changing
-from gateway.api.directory import Version, reading
+from gateway.api.directory import VERSION_MAX, Version, reading
 from gateway.api.pages import PageQuery, begin_of, cut
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, INVALID_QUERY, LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
@@ -78,7 +78,7 @@ class TemplateBody(msgspec.Struct, forbid_unknown_fields=True):
 class ActiveBody(msgspec.Struct, forbid_unknown_fields=True):
     """`version`: the one to use from now on."""
 
-    version: Annotated[int, Meta(ge=1)]
+    version: Annotated[int, Meta(ge=1, le=VERSION_MAX)]
 
 
 class ShownTemplate(Template, frozen=True, kw_only=True):

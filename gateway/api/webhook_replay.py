@@ -23,13 +23,14 @@ from gateway.access.principals import Scope, Service
 from gateway.api.configuring import PLACES
 from gateway.api.dead_letters import AT_ONCE_MAX, Acted, acted, letters_away, letters_page
 from gateway.api.directory import directory_of, reading
-from gateway.api.pages import PageQuery, begin_of, cursor_after, invalid_cursor
+from gateway.api.pages import PageQuery, begin_of, cursor_after, moment_of
 from gateway.api.webhooks import EndpointQuery
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import NOT_FOUND, UNAVAILABLE, Kind, Problem
 from projections.deliveries.lost import job_of, record_of
 from projections.deliveries.missed import Place, missed_by
+from seamark.protocol.moments import check_moment
 
 DISABLED: Final = Kind(409, "endpoint_disabled")
 """It would get nothing: enable it first."""
@@ -53,11 +54,9 @@ class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
     cursor: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a time has no offset."""
-        for name in ("since", "until"):
-            at = getattr(self, name)
-            if at is not None and at.tzinfo is None:
-                raise ValueError(f"`{name}` needs an offset, as in 2026-01-31T12:00:00Z")
+        """Raise ValueError where a time is no moment that can be stored."""
+        check_moment("since", self.since)
+        check_moment("until", self.until)
 
 
 @Endpoint(
@@ -140,17 +139,7 @@ def _cursor(place: Place, until: datetime) -> str:
 def _place(cursor: str) -> tuple[Place, datetime]:
     """What a cursor says. Raises Problem: 400, no answer has given it."""
     at, user, id, until = begin_of(PageQuery(cursor=cursor.removeprefix(MISSED)), 4)
-    try:
-        return Place(_zoned(at), user, id), _zoned(until)
-    except ValueError as error:
-        raise invalid_cursor() from error
-
-
-def _zoned(text: str) -> datetime:
-    at = datetime.fromisoformat(text)
-    if at.tzinfo is None:
-        raise ValueError("no offset")
-    return at
+    return Place(moment_of(at), user, id), moment_of(until)
 
 
 def target_of(found: Found) -> str:

@@ -27,6 +27,7 @@ from seamark.protocol.limits import (
     RECIPIENTS_MAX,
     SEND_AHEAD_SECONDS_MAX,
 )
+from seamark.protocol.moments import check_moment
 
 Priority = Literal["critical", "high", "normal", "low"]
 Semantics = Literal["at_most_once", "at_least_once", "effectively_once"]
@@ -157,7 +158,7 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
     if event.semantics == "at_most_once":
         raise InvalidEvent("semantics", NOT_HERE)
     if event.send_at is not None:
-        _check_moment("send_at", event.send_at)
+        check_event_moment("send_at", event.send_at)
     if event.transaction_id is not None:
         _check_transaction(event.transaction_id)
     if event.channels is not None:
@@ -166,9 +167,9 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
         if label is not None and "\0" in label:
             raise InvalidEvent(name, f"`{name}` holds a NUL, which cannot be stored: leave it out")
     if event.time is not None:
-        _check_moment("time", event.time)
+        check_event_moment("time", event.time)
     if event.expires_at is not None:
-        _check_moment("expires_at", event.expires_at)
+        check_event_moment("expires_at", event.expires_at)
     check_data(bytes(event.data))
 
 
@@ -216,11 +217,16 @@ def _check_agreement(event: Event, at: subjects.EventSubject) -> None:
             )
 
 
-def _check_moment(name: str, moment: datetime) -> None:
-    if not _has_utc(moment):
-        raise InvalidEvent(
-            name, f"`{name}` must carry an offset and lie in the years 1 to 9999, such as 2026-01-31T12:00:00Z"
-        )
+def check_event_moment(name: str, moment: datetime) -> None:
+    """As `check_moment`.
+
+    Raises:
+        InvalidEvent: the moment does not pass.
+    """
+    try:
+        check_moment(name, moment)
+    except ValueError as error:
+        raise InvalidEvent(name, str(error)) from error
 
 
 def check_send_at(event: Event, now: datetime) -> None:
@@ -232,13 +238,6 @@ def check_send_at(event: Event, now: datetime) -> None:
     if event.send_at is not None and event.send_at > now + timedelta(seconds=SEND_AHEAD_SECONDS_MAX):
         days = SEND_AHEAD_SECONDS_MAX // 86_400
         raise InvalidEvent("send_at", f"`send_at` lies more than {days} days ahead: publish the event later")
-
-
-def _has_utc(moment: datetime) -> bool:
-    try:
-        return moment.tzinfo is not None and moment.astimezone(UTC) is not None
-    except OverflowError:
-        return False
 
 
 def _depth(data: bytes) -> int:

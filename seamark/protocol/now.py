@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from seamark.protocol.errors import InvalidEvent, InvalidToken
-from seamark.protocol.events import Event, check_data, is_event_id, new_event_id
+from seamark.protocol.events import Event, check_data, check_event_moment, is_event_id, new_event_id
 from seamark.protocol.frames import NowFrame
 from seamark.protocol.frames import encode as encode_frame
 from seamark.protocol.limits import EVENT_ID_BYTES_MAX, NOW_BYTES_MAX, NOW_RECIPIENTS_MAX
@@ -114,8 +114,8 @@ def frame_of(type: str, payload: bytes, now: datetime | None = None) -> bytes | 
         raise InvalidEvent("id", f"`id` must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks")
     check_data(bytes(message.data))
     expires_at = message.expires_at
-    if expires_at is not None and expires_at.tzinfo is None:
-        raise InvalidEvent("expires_at", "`expires_at` must carry an offset, such as 2026-01-31T12:00:00Z")
+    if expires_at is not None:
+        check_event_moment("expires_at", expires_at)
     if expires_at is not None and now is not None and expires_at <= now:
         return None
     return encode_frame(NowFrame(type, one_line(message.data), message.id))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.postgres import Pool
+from gateway.api.pages import cursor_after
 from ops.dev.servers import NatsServer
 from tests.integration.test_events_api import KEY, add_key
 from tests.support.gateways import TestGateway, gateway_on
@@ -24,6 +25,9 @@ CAMPAIGN: dict[str, Any] = {
     "message": {"type": "sale.autumn", "data": {"off": 20}},
     "rate": 100,
 }
+
+BEYOND_THE_YEARS = ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-31T12:00:00")
+"""Moments that lie outside the years 1 to 9999 in UTC, or nobody knows where."""
 
 
 @asynccontextmanager
@@ -88,10 +92,23 @@ async def test_what_is_no_campaign_is_refused_with_the_member_and_nothing_is_sto
             ({"id": "b", "colour": "red"}, 400, "invalid_body", None),
             ({"id": "b", "rate": 0}, 400, "invalid_body", None),
             ({"id": "b", "not_after": "2026-01-01T00:00:00Z"}, 400, "invalid_body", "not_after"),
+            *(
+                ({"id": "b", name: at}, 400, "invalid_body", name)
+                for name in ("start_at", "not_after")
+                for at in BEYOND_THE_YEARS
+            ),
+            *(
+                ({"id": "b", "message": {"type": "a.b", "expires_at": at}}, 400, "invalid_body", "message.expires_at")
+                for at in BEYOND_THE_YEARS
+            ),
         ):
             answered, problem = await ask(gateway, "POST", "", CAMPAIGN | changed)
-            assert (answered, problem["code"]) == (status, code), problem
+            assert (answered, problem["code"]) == (status, code), (changed, problem)
             assert field is None or problem["field"] == field
+            if any(at in str(changed) for at in BEYOND_THE_YEARS):
+                assert "2026-01-31T12:00:00Z" in problem["detail"]
+                tried, problem = await ask(gateway, "POST", "/dry-run", CAMPAIGN | changed)
+                assert (tried, problem["field"]) == (400, field)
         assert await pool.fetchval("SELECT count(*) FROM campaigns") == 1
         status, problem = await ask(gateway, "POST", "/dry-run", CAMPAIGN | {"not_after": "2026-01-01T00:00:00Z"})
         assert (status, problem["field"]) == (400, "not_after")
@@ -127,3 +144,8 @@ async def test_a_list_of_campaigns_is_read_page_by_page_the_newest_first(
         assert seen == ["c4", "c3", "c0", "c2", "c1"]
         for wrong in ("x", "2026-01-01_c1", "2026-01-01T00:00:00Z_"):
             assert (await ask(gateway, "GET", f"?cursor={wrong}"))[1]["code"] == "invalid_query"
+        for at in BEYOND_THE_YEARS:
+            status, problem = await ask(gateway, "GET", f"?cursor={cursor_after((at, 'c1'))}")
+            assert (status, problem["field"]) == (400, "cursor"), problem
+        for at in ("0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999+00:00"):
+            assert (await ask(gateway, "GET", f"?cursor={cursor_after((at, 'c1'))}"))[0] == 200

@@ -121,6 +121,13 @@ def test_what_ses_reports(notification: dict[str, Any], expected: tuple[str, str
     assert_says(report, expected, "0107-17")
 
 
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "nonsense", None, 1e300])
+def test_a_report_that_came_at_no_moment_that_can_be_stored_came_at_the_beginning_of_time(at: object) -> None:
+    notification = ses_bounce("Permanent", "General")
+    notification["bounce"]["timestamp"] = at
+    assert of_ses("ses", notification)[0].at == datetime.fromtimestamp(0, UTC)
+
+
 def test_a_server_that_bounces_in_the_name_of_somebody_else_accuses_only_its_own_user() -> None:
     """SES takes `emailAddress` from the Final-Recipient of what came back."""
     forged = [{"emailAddress": one, "status": "5.1.1"} for one in ("bob@example.com", "carol@example.com")]

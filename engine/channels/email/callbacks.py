@@ -328,7 +328,7 @@ def _time(value: object) -> datetime:
         if isinstance(value, (int, float)):
             return datetime.fromtimestamp(value, UTC)
         at = datetime.fromisoformat(str(value))
-        return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         return datetime.fromtimestamp(0, UTC)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from typing import Any
+from urllib.parse import quote
 
 from engine.channels.channel import Outcome
 from engine.jobs.messages import decode_job
@@ -102,5 +103,13 @@ async def test_a_number_that_no_letter_can_have_is_refused_and_the_broker_is_not
                 assert (status, problem["code"]) == (400, "invalid_body"), number
             cursor = cursor_after((str(number), "2026-01-31T12:00:00+00:00"))
             assert (await ask("GET", f"?cursor={cursor}"))[0] == (200 if number == 0 else 400)
+        for at in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"):
+            for name in ("since", "until"):
+                status, problem = await ask("GET", f"?{name}={quote(at)}")
+                assert (status, problem["code"], problem["field"]) == (400, "invalid_query", name), problem
+                status, problem = await ask("POST", "/drop", {"channel": "push", name: at})
+                assert (status, problem["code"], problem["field"]) == (400, "invalid_body", name), problem
+            assert (await ask("GET", f"?cursor={cursor_after(('5', at))}"))[0] == 400
+        assert (await ask("GET", "?until=2026-01-31T12:00:00"))[0] == 200, "without an offset it is in UTC"
         assert (await ask("GET", f"/{2**63 - 1}"))[0] == 404
         assert (await ask("POST", "/replay", {"seqs": [2**63 - 1]}))[1]["fates"] == {"gone": 1}

@@ -23,6 +23,7 @@ from engine.jobs.claims import Done
 from engine.jobs.messages import decode_job
 from engine.jobs.receipts import receipts_of
 from engine.postgres import asking
+from gateway.api.pages import cursor_after
 from ops.dev.servers import NatsServer, Valkey
 from projections.deliveries.missed import Place, missed_by
 from tests.integration.test_events_api import add_key
@@ -58,7 +59,20 @@ async def test_an_endpoint_gets_again_what_it_has_missed_since_a_time_each_messa
                 return response.status, await response.json()
 
         await eventually(partial(_answers, replay))
-        assert (await replay(since="2026-01-31T12:00:00"))[0] == 400
+        for at in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-31T12:00:00"):
+            for name in ("since", "until"):
+                status, problem = await replay(**{name: at})
+                assert (status, problem["field"]) == (400, name), problem
+                assert "2026-01-31T12:00:00Z" in problem["detail"]
+            for given in (
+                ("m.", at, "u", "i", since.isoformat()),
+                ("m.", since.isoformat(), "u", "i", at),
+                ("", "5", at),
+            ):
+                status, problem = await replay(cursor=given[0] + cursor_after(given[1:]))
+                assert (status, problem["field"]) == (400, "cursor"), (given, problem)
+        for at in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"):
+            assert (await replay(since="9999-12-31T23:59:59Z", until=at))[1] == {"fates": {}, "next": None}
         assert (await replay("wh_" + "0" * 24))[0] == 404
         assert (await replay(until=since.isoformat()))[1]["fates"] == {}
         async with changing(world.pool, TENANT) as change:
