@@ -126,3 +126,12 @@ async def test_a_request_has_a_span_named_by_its_declaration_and_a_stream_has_no
     assert f"{traced.parent.trace_id:032x}" in parent
     assert (alive.name, alive.parent) == ("GET /healthz", None)
     assert "alice" not in str([span.to_json() for span in (traced, alive)])
+
+
+def test_every_version_that_is_asked_for_has_the_bound_of_what_can_be_stored() -> None:
+    operations = [one for methods in DOCUMENT["paths"].values() for one in methods.values()]
+    asked = [one["schema"] for each in operations for one in each["parameters"] if one["name"] == "version"]
+    asked.append(DOCUMENT["components"]["schemas"]["ActiveBody"]["properties"]["version"])
+    bounds = [one for schema in asked for one in schema.get("anyOf", [schema]) if one["type"] != "null"]
+    assert len(bounds) >= len(asked) > 10
+    assert {one["maximum"] for one in bounds} == {2**63 - 1}
