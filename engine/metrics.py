@@ -53,6 +53,11 @@ def partition(stream: str, consumer: str) -> PartitionMetrics:
 dispatched_events = Counter("seamark_dispatcher_events", "Events settled, by outcome", ("outcome",))
 """outcome: appended, put_off, duplicate, dead."""
 
+unfit_events = Counter(
+    "seamark_dispatcher_unfit_events", "Events read that hold what nobody may publish any more, by field", ("field",)
+)
+"""field: category, channels, collapse_key, to, transaction_id."""
+
 dispatched_records = Counter("seamark_dispatcher_records", "Records appended to logs")
 dispatchers_absent = Counter(
     "seamark_dispatchers_absent",

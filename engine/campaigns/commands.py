@@ -11,7 +11,7 @@ import msgspec
 
 from engine.campaigns.draft import Audience, Draft, Message
 from engine.campaigns.members import Question
-from engine.campaigns.progress import PROGRESS, Progress, progress_of
+from engine.campaigns.progress import FAILED_PAGE, PROGRESS, Progress, progress_of
 from engine.campaigns.states import CampaignState
 from engine.postgres import LOOK_SECONDS, Pool, asking, transaction
 from seamark.protocol.errors import SeamarkError
@@ -173,7 +173,9 @@ class Campaigns:
                 ("running", "paused", "expired") if target is CampaignState.CANCELLED else ("running", "paused")
             )
             if found["finished_at"] is not None or found["state"] not in changeable:
-                raise CampaignConflict(f"the campaign is {found['state']}: nothing more can be changed")
+                has_failed = found["state"] == "expired" and await connection.fetchval(_HAS_FAILED, tenant, id)
+                state = CampaignState.FAILED if has_failed else found["state"]
+                raise CampaignConflict(f"the campaign is {state}: nothing more can be changed")
             await connection.execute(
                 f"UPDATE campaigns SET {change}, revision = revision + 1, changed_at = now()"
                 " WHERE tenant = $1 AND id = $2 AND $3::text IS NOT DISTINCT FROM $3",
@@ -247,6 +249,8 @@ _READ: Final = """
     SELECT message, audience, exclude, users, exclude_users, rate, start_at, not_after
     FROM campaigns WHERE tenant = $1 AND id = $2
 """
+
+_HAS_FAILED: Final = f"SELECT EXISTS (SELECT FROM campaign_pages WHERE tenant = $1 AND campaign = $2 AND {FAILED_PAGE})"
 
 _CANCEL_PAGES: Final = """
     UPDATE campaign_pages SET state = 'cancelled', finished_at = now()

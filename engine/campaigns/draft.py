@@ -167,16 +167,19 @@ def _check_names(field: str, audience: Audience | None) -> None:
             raise InvalidCampaign(f"{field}.users[{index}]", f"`{field}.users[{index}]`: {error}") from error
 
 
-def page_event(tenant: str, campaign: str, message: Message, number: int, to: list[str], **inside: Any) -> Encoded:
+def page_event(
+    tenant: str, campaign: str, message: Message, number: int, to: list[str], *, stored: bool = False, **inside: Any
+) -> Encoded:
     """The event of a page, on its subject below `bulk.`.
 
     Its ordering key is its own id, so that pages spread over partitions. `transaction_id` is what all pages have in common.
 
     Args:
+        stored: the campaign was accepted before, perhaps by an earlier version.
         inside: what else is noted about the page, in the event's member `campaign`.
 
     Raises:
-        InvalidEvent: a dispatcher would refuse it.
+        InvalidEvent: a dispatcher would refuse it; or, unless `stored`, nobody may publish it any more.
     """
     fields = {name: getattr(message, name) for name in _PASSED_ON}
     id = event_id(campaign, number)
@@ -189,6 +192,7 @@ def page_event(tenant: str, campaign: str, message: Message, number: int, to: li
         key=id,
         unknown={"campaign": {"id": campaign, "page": number, **inside}},
         transaction_id=transaction_id(campaign),
+        stored=stored,
         **fields,
     )
     return event._replace(subject=bulk_subject(tenant, id, message.type))

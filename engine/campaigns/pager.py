@@ -32,7 +32,7 @@ from engine.campaigns.states import (
 from engine.campaigns.table import CampaignTable
 from engine.errors import StoreBroken
 from engine.tasks import Tasks
-from seamark.protocol.errors import SeamarkError
+from seamark.protocol.errors import InvalidEvent, SeamarkError
 from seamark.protocol.events import Encoded
 from seamark.protocol.subjects import bulk_subject
 
@@ -147,7 +147,10 @@ class Pager:
             case Step.FINISH, Page():
                 await self._finish(campaign, page)
             case Step.PUBLISH, Page():
-                await self._publish(campaign, page)
+                try:
+                    await self._publish(campaign, page)
+                except InvalidEvent as error:
+                    await self._fail(campaign, page, error)
             case Step.CUT, None:
                 await self._cut(campaign)
             case Step.EXPIRE, None:
@@ -158,8 +161,12 @@ class Pager:
     async def _cut(self, campaign: Campaign) -> None:
         """Fix the boundaries of the next page."""
         window = await self._table.window(campaign, campaign.cut_up_to, None)
-        # Whatever the rate is now: it may be raised, and then pages of a few users would be a rate of their own.
-        await self._table.fix(campaign, cut(window, _bounds(campaign, None)))
+        try:
+            # Whatever the rate is now: it may be raised, and then pages of a few users would be a rate of their own.
+            most = _bounds(campaign, None)
+        except InvalidEvent:
+            most = bounds(0, 0, None)  # with this page the campaign will fail when its turn comes
+        await self._table.fix(campaign, cut(window, most))
 
     async def _publish(self, campaign: Campaign, page: Page) -> None:
         """Claim a page with its event, append that, and say where it is."""
@@ -222,6 +229,18 @@ class Pager:
             if withheld is not None or not count:
                 await self._table.done(campaign, page, withheld)
 
+    async def _fail(self, campaign: Campaign, page: Page, error: InvalidEvent) -> None:
+        """End a campaign whose event can never be published, however often that is tried."""
+        if await self._table.fail(campaign, str(error)):
+            _log.error(
+                "campaign_failed",
+                tenant=campaign.tenant,
+                campaign=campaign.id,
+                page=page.number,
+                why=str(error),
+                remedy="start another campaign, for those who are not among `stored`",
+            )
+
     async def _give_up(self, campaign: Campaign, page: Page, reason: str) -> None:
         if await self._table.ambiguous(campaign, page, reason):
             _log.error(
@@ -235,13 +254,16 @@ class Pager:
 
 
 def _bounds(campaign: Campaign, rate: int | None) -> Bounds:
-    empty = page_event(campaign.tenant, campaign.id, campaign.message, _LONGEST_NUMBER, ["-"], after="", up_to="")
+    inside = {"after": "", "up_to": ""}
+    empty = page_event(campaign.tenant, campaign.id, campaign.message, _LONGEST_NUMBER, ["-"], stored=True, **inside)
     return bounds(len(empty.payload), len(bytes(campaign.message.data)), rate)
 
 
 def _event(campaign: Campaign, page: Page, piece: Cut) -> Encoded:
     inside = {"after": page.after, "up_to": piece.up_to}
-    return page_event(campaign.tenant, campaign.id, campaign.message, page.number, piece.recipients, **inside)
+    return page_event(
+        campaign.tenant, campaign.id, campaign.message, page.number, piece.recipients, stored=True, **inside
+    )
 
 
 def _subject(campaign: Campaign, page: Page) -> str:

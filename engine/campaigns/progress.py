@@ -13,6 +13,9 @@ from engine.campaigns.states import CampaignState
 STUCK_SECONDS: Final = 60.0
 """A page that stays in one state for longer does not move: publishing takes milliseconds, dispatching a second or two."""
 
+FAILED_PAGE: Final = "state = 'expired' AND reason IS NOT NULL"
+"""What the table says of a page that was not published as its campaign has failed."""
+
 RATE_SECONDS: Final = 30.0
 """Over how long the present rate is measured: some pages, even of a slow campaign."""
 
@@ -20,7 +23,7 @@ RATE_SECONDS: Final = 30.0
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """A campaign in numbers of users.
 
-    audience = fixed + publishing + stored + excluded + cancelled + expired + ambiguous.
+    audience = fixed + publishing + stored + excluded + cancelled + expired + failed + ambiguous.
 
     Args:
         audience: all users that are on pages so far. audience_final: there will be no more.
@@ -30,6 +33,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         excluded: get nothing, as the campaign says so.
         cancelled, expired: on pages that were not published, as the campaign was cancelled, or its time was over; and on pages
             that were, but whose notifications were withheld by then. Until those are counted they are among `stored`.
+        failed: on pages that were not published, as the campaign has failed. reason: why.
         ambiguous: on pages of which nobody can tell any more whether they were published.
         recipients_per_second: of the last half minute.
         seconds_left: until the last page is published, at the present rate; null while that cannot be told.
@@ -47,12 +51,14 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     excluded: int
     cancelled: int
     expired: int
+    failed: int
     ambiguous: int
     pages: int
     rate: int | None
     recipients_per_second: float
     seconds_left: float | None
     stuck: str | None
+    reason: str | None
     start_at: datetime
     created_at: datetime
     finished_at: datetime | None
@@ -60,8 +66,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def adds_up(self) -> bool:
         """Whether nobody is counted twice, or not at all."""
-        parts = self.fixed, self.publishing, self.stored, self.excluded, self.cancelled, self.expired, self.ambiguous
-        return self.audience == sum(parts) and self.dispatched <= self.stored
+        published = self.fixed, self.publishing, self.stored, self.ambiguous
+        others = self.excluded, self.cancelled, self.expired, self.failed
+        return self.audience == sum(published) + sum(others) and self.dispatched <= self.stored
 
 
 def progress_of(row: Mapping[str, Any]) -> Progress:
@@ -72,7 +79,7 @@ def progress_of(row: Mapping[str, Any]) -> Progress:
     known = running and row["cut_final"] and (left == 0 or speed > 0)
     return Progress(
         id=row["id"],
-        state=CampaignState(row["state"]),
+        state=_state(row),
         audience=row["audience"],
         audience_final=row["cut_final"],
         fixed=row["fixed"],
@@ -82,16 +89,23 @@ def progress_of(row: Mapping[str, Any]) -> Progress:
         excluded=row["excluded"],
         cancelled=row["cancelled"],
         expired=row["expired"],
+        failed=row["failed"],
         ambiguous=row["ambiguous"],
         pages=row["pages"],
         rate=row["rate"],
         recipients_per_second=round(speed, 1),
         seconds_left=round(left / speed if left else 0.0, 1) if known else None,
         stuck=_stuck(row),
+        reason=row["reason"],
         start_at=row["start_at"],
         created_at=row["created_at"],
         finished_at=row["finished_at"],
     )
+
+
+def _state(row: Mapping[str, Any]) -> CampaignState:
+    state = CampaignState(row["state"])
+    return CampaignState.FAILED if state is CampaignState.EXPIRED and row["reason"] is not None else state
 
 
 def _speed(row: Mapping[str, Any]) -> float:
@@ -130,7 +144,10 @@ PROGRESS: Final = f"""
                coalesce(sum(count - excluded - cancelled - expired) FILTER (WHERE state = 'done'), 0)::bigint AS dispatched,
                coalesce(sum(excluded), 0)::bigint AS excluded,
                coalesce(sum(CASE WHEN state = 'cancelled' THEN count - excluded ELSE cancelled END), 0)::bigint AS cancelled,
-               coalesce(sum(CASE WHEN state = 'expired' THEN count - excluded ELSE expired END), 0)::bigint AS expired,
+               coalesce(sum(CASE WHEN state = 'expired' AND reason IS NULL THEN count - excluded ELSE expired END), 0)
+                   ::bigint AS expired,
+               coalesce(sum(count - excluded) FILTER (WHERE {FAILED_PAGE}), 0)::bigint AS failed,
+               max(reason) FILTER (WHERE {FAILED_PAGE}) AS reason,
                coalesce(sum(count - excluded) FILTER (WHERE state = 'ambiguous'), 0)::bigint AS ambiguous,
                coalesce(sum(count - excluded) FILTER (WHERE published_at > now() - interval '{RATE_SECONDS} seconds'), 0)
                    ::bigint AS recent,

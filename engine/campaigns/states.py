@@ -57,6 +57,8 @@ class CampaignState(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     DONE = "done"
+    FAILED = "failed"
+    """Its event can never be published. The table says EXPIRED, with the reason beside its pages; only progress says FAILED."""
 
 
 class Position(NamedTuple):

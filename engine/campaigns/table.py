@@ -166,6 +166,18 @@ class CampaignTable:
         """No page is begun any more: it is later than the campaign allows."""
         return await self._one(_EXPIRE, campaign, campaign.revision)
 
+    async def fail(self, campaign: Campaign, reason: str) -> bool:
+        """No page is begun any more: the event of one that waits for its turn can never be published."""
+        key = campaign.tenant, campaign.id
+        async with transaction(self._pool) as connection:
+            # Held first: a claim may be adding a page, which must be seen by what follows.
+            if not await connection.fetchval(_HOLD, *key, campaign.revision):
+                return False
+            if not await connection.fetchval(_FAIL_PAGES, *key, reason):
+                return False
+            await connection.execute(_FAIL, *key)
+        return True
+
     async def close(self, campaign: Campaign) -> bool:
         """The campaign needs nothing more."""
         return await self._one(_CLOSE, campaign, campaign.revision)
@@ -302,6 +314,22 @@ _EXPIRE: Final = """
         FROM expired WHERE tenant = $1 AND campaign = $2 AND state = 'fixed'
     )
     SELECT true FROM expired
+"""
+
+_HOLD: Final = """
+    SELECT true FROM campaigns WHERE tenant = $1 AND id = $2 AND revision = $3 AND state IN ('running', 'paused') FOR UPDATE
+"""
+
+_FAIL_PAGES: Final = """
+    WITH failed AS (
+        UPDATE campaign_pages SET state = 'expired', reason = $3, finished_at = now()
+        WHERE tenant = $1 AND campaign = $2 AND state = 'fixed' RETURNING true
+    )
+    SELECT count(*) FROM failed
+"""
+
+_FAIL: Final = """
+    UPDATE campaigns SET state = 'expired', revision = revision + 1, changed_at = now() WHERE tenant = $1 AND id = $2
 """
 
 # Names that nobody needs any more must not outlast the users who have them.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from engine import metrics
 from engine.broker.jetstream import Outgoing, Stored
 from engine.dispatch.following import Following, following, not_followed, trace_in
 from engine.dispatch.later import NotPutOff, Page, PutOff, behind, moment_of, origin_of, part_of, waiting_tenth
@@ -37,6 +38,11 @@ STEP_BYTES = 16 << 10
 
 STEP_RECIPIENTS = 1000
 """Recipients for whom records are made at a time: 2 ms on an idle core."""
+
+TOLD_MAX = 256
+"""Tenants, each with a field, of which the log tells that their events hold what nobody may publish any more."""
+
+_told: set[tuple[str, str]] = set()
 
 End = tuple[int, str | None]
 """Where a round leaves its places: behind a message, or behind a part of it."""
@@ -230,6 +236,8 @@ def _planned(
     """
     traceparent, tracestate = trace_in(event.headers)
     accepted = events.accept(event.subject.decode(), event.payload, traceparent, tracestate, recipients)
+    if accepted.unfit:
+        _tell(accepted)
     follow = None
     if spans is not None:
         accepted, follow = following(spans, accepted, event.time_nanoseconds)
@@ -237,6 +245,18 @@ def _planned(
     if template.size > RECORD_BYTES_MAX:
         raise InvalidEvent("size", f"a record of this event would have {template.size} bytes")
     return Planned(event.seq, accepted, template, following=follow)
+
+
+def _tell(accepted: Accepted) -> None:
+    """Count what is unfit in an event, and log it once for each tenant and field: a publisher may do it again and again."""
+    for one in accepted.unfit:
+        metrics.unfit_events.labels(one.reason).inc()
+        about = accepted.at.tenant, one.reason
+        if about not in _told and len(_told) < TOLD_MAX:
+            _told.add(about)
+            _log.warning(
+                "event_unfit", tenant=about[0], event_id=accepted.event.id, type=accepted.at.type, why=one.detail
+            )
 
 
 def _dead(event: Delivered, error: Exception) -> Dead:

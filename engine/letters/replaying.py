@@ -29,7 +29,7 @@ from engine.jobs.replays import replayed
 from engine.letters.letter import SUPPRESSED, THROTTLED, Letter, id_in
 from engine.letters.reading import Found
 from seamark.protocol.errors import InvalidToken
-from seamark.protocol.subjects import DEAD_LETTERS_STREAM, bulk_subject, event_subject, parse_stored_event
+from seamark.protocol.subjects import DEAD_LETTERS_STREAM, parse_stored_event
 
 One = TypeVar("One")
 
@@ -184,8 +184,9 @@ def _place(letter: Letter) -> tuple[str, str] | None:
         at = parse_stored_event(letter.subject)
     except InvalidToken:
         return None
-    make = bulk_subject if letter.subject.startswith("bk.") else event_subject
-    return make(at.tenant, at.key, at.type), at.tenant
+    # As it stands: earlier versions let keys pass that have no token any more.
+    stream = "bulk" if letter.subject.startswith("bk.") else "events"
+    return f"{stream}.{letter.subject.split('.', 2)[2]}", at.tenant
 
 
 async def remove(broker: Broker, seq: int) -> bool:

@@ -143,16 +143,22 @@ def goes_further(found: Found, rules: TenantRules) -> bool:
 def user_of(found: Found) -> User | None:
     """Whose it is; None: nobody can have such a name, or no transaction the one that it names."""
     try:
-        if (transaction := found.entry.transaction_id) is not None:
+        if (transaction := _cancellable(found)) is not None:
             encode_token(transaction)  # so that whoever asks about it need not fear that there is none of this name
         return found.tenant, decode_token(found.user_token)
     except InvalidToken:
         return None
 
 
+def _cancellable(found: Found) -> str | None:
+    """The transaction of a record. None, too, for a name with a NUL, which earlier versions let pass: nobody can cancel that."""
+    transaction = found.entry.transaction_id
+    return None if transaction is not None and "\0" in transaction else transaction
+
+
 def due_of(found: Found, user: str) -> Due:
     """The record as it is decided about."""
-    entry, transaction = found.entry, found.entry.transaction_id
+    entry, transaction = found.entry, _cancellable(found)
     return Due(
         Notification(
             id=entry.id,

@@ -260,13 +260,15 @@ def _show(said: Progress, *, as_json: bool) -> None:
         return
     more = "" if said.audience_final else "+"
     parts = [f"{said.stored} of {said.audience}{more} stored"]
-    names = ("fixed", "publishing", "excluded", "cancelled", "expired", "ambiguous")
+    names = ("fixed", "publishing", "excluded", "cancelled", "expired", "failed", "ambiguous")
     parts += [f"{value} {name}" for name in names if (value := getattr(said, name))]
     if said.seconds_left:
         parts.append(f"{said.recipients_per_second:g} a second, {said.seconds_left:.0f} s left")
     out.print(f"{said.id}  {said.state}  {', '.join(parts)}", markup=False)
     if said.stuck is not None:
         err.print(f"{said.id} does not move: {said.stuck}", markup=False)
+    if said.reason is not None:
+        err.print(f"{said.id} has failed: {said.reason}", markup=False)
 
 
 def _follow(folder: Path, tenant: str, id: str, *, as_json: bool) -> None:

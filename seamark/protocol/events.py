@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from seamark.protocol import subjects
+from seamark.protocol import subjects, unfit
 from seamark.protocol.errors import InvalidEvent, InvalidToken
 from seamark.protocol.limits import (
     CHANNELS_MAX,
@@ -86,13 +86,18 @@ class Recipient(msgspec.Struct, frozen=True, gc=False):
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
-    """An event that passed every check, with what its subject says and its recipients once each, by token."""
+    """An event that passed every check, with what its subject says and its recipients once each, by token.
+
+    Attributes:
+        unfit: what earlier versions let pass in it, each as whoever publishes such an event is told (`unfit.pass_over`).
+    """
 
     event: Event
     at: subjects.EventSubject
     recipients: list[Recipient]
     traceparent: bytes
     tracestate: bytes
+    unfit: tuple[InvalidEvent, ...] = ()
 
 
 class Encoded(NamedTuple):
@@ -120,6 +125,8 @@ def accept(
 ) -> Accepted:
     """The event stored under `ev.<q>.<tenant>.<key>.<type>`, checked in every respect that could fail later.
 
+    What earlier versions let pass is passed over, and told in `unfit`.
+
     Args:
         recipients: what `recipients_by_steps` made of `payload`.
 
@@ -130,12 +137,17 @@ def accept(
         at = subjects.parse_stored_event(stored_subject)
     except InvalidToken as error:
         raise InvalidEvent("subject", str(error)) from error
-    event = _decoded(payload)
+    event, wrong = _read(payload)
     _check_identity(event, at)
     recipients = recipients or _recipients(event, at)
     trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else b""
     state = tracestate if trace and tracestate and _TRACESTATE.fullmatch(tracestate) else b""
-    return Accepted(event, at, recipients, trace, state)
+    return Accepted(event, at, recipients, trace, state, wrong)
+
+
+def _read(payload: bytes) -> tuple[Event, tuple[InvalidEvent, ...]]:
+    event = _decoded(payload)
+    return event, unfit.pass_over(event, payload, CHANNELS)
 
 
 def _decoded(payload: bytes) -> Event:
@@ -161,11 +173,6 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
         check_event_moment("send_at", event.send_at)
     if event.transaction_id is not None:
         _check_transaction(event.transaction_id)
-    if event.channels is not None:
-        _check_channels(event.channels)
-    for name, label in (("category", event.category), ("collapse_key", event.collapse_key)):
-        if label is not None and "\0" in label:
-            raise InvalidEvent(name, f"`{name}` holds a NUL, which cannot be stored: leave it out")
     if event.time is not None:
         check_event_moment("time", event.time)
     if event.expires_at is not None:
@@ -193,16 +200,6 @@ def _check_transaction(transaction: str) -> None:
         subjects.encode_token(transaction)
     except InvalidToken as error:
         raise InvalidEvent("transaction_id", f"`transaction_id`: {error}") from error
-
-
-def _check_channels(channels: Sequence[str]) -> None:
-    if not channels:
-        raise InvalidEvent("channels", f"`channels` names none: leave it out, or name some of {', '.join(CHANNELS)}")
-    for channel in channels:
-        if channel not in CHANNELS:
-            raise InvalidEvent(
-                "channels", f"`channels`: there is no channel {channel[:80]!r}; name some of {', '.join(CHANNELS)}"
-            )
 
 
 def _check_agreement(event: Event, at: subjects.EventSubject) -> None:
@@ -259,7 +256,7 @@ def recipients_by_steps(payload: bytes) -> Generator[None, None, list[Recipient]
     None: there is something wrong with the event, and `accept` says what.
     """
     try:
-        return (yield from _by_steps(_decoded(payload)))
+        return (yield from _by_steps(_read(payload)[0]))
     except InvalidEvent:
         return None
 
@@ -331,6 +328,7 @@ def encode(
     key: str | None = None,
     unknown: Mapping[str, Any] | None = None,
     topics: bool = False,
+    stored: bool = False,
     **fields: Any,
 ) -> Encoded:
     """An event as subject, payload and message id, refused here rather than in the dead letters.
@@ -343,6 +341,7 @@ def encode(
         key: the ordering key; by default the user, or for several users the event's id (no order among events).
         unknown: members that are kept as they stand, whatever they are called.
         topics: whether `to` may name topics: it goes to a gateway, which puts their members in their place.
+        stored: it was accepted before, perhaps by an earlier version, so what those let pass is let pass.
         fields: the other fields of `Event`.
 
     Raises:
@@ -367,6 +366,8 @@ def encode(
     named = [user for user in users if not user.startswith(subjects.TOPIC)] if topics else users
     checked = payload if len(named) == len(users) else msgspec.json.encode({**body, "to": named or ["somebody"]})
     accepted = accept(subjects.stored_event(subject, 0), checked)
+    if accepted.unfit and not stored:
+        raise accepted.unfit[0]
     check_send_at(accepted.event, datetime.now(UTC))
     if accepted.event.priority == "low":
         subject = subjects.bulk_subject(tenant, key, type)

@@ -6,10 +6,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from engine.broker.jetstream import Broker
 from engine.campaigns.bulk import Bulk
-from engine.campaigns.commands import Campaigns
+from engine.campaigns.commands import CampaignConflict, Campaigns
+from engine.campaigns.cuts import Bounds, cut
 from engine.campaigns.draft import Audience, Draft, Message, page_event
 from engine.campaigns.pager import Pager
 from engine.campaigns.planners import JobsPlanners
@@ -127,6 +129,76 @@ async def test_everybody_is_on_one_page_and_the_campaign_ends_once_all_is_dispat
     ]
     said = await campaigns.progress(T, "c0")
     assert (said.state, said.audience, said.dispatched, said.excluded, said.adds_up) == ("done", 11, 10, 1, True)
+
+
+async def stored_before(pool: Pool, **said: Any) -> None:
+    """Make the campaign one that an earlier version has stored."""
+    message = {"type": "sale.autumn", "data": {"text": "hi"}, **said}
+    await pool.execute("UPDATE campaigns SET message = $1", msgspec.json.encode(message).decode())
+
+
+async def test_a_campaign_that_an_earlier_version_accepted_goes_out_as_it_would_have(
+    broker: Broker, bulk: Bulk, pool: Pool, members: tuple[str, ...]
+) -> None:
+    campaigns = await start(pool, members[:2])
+    await stored_before(pool, channels=["inapp", "slack"], category="a\0b", collapse_key="a\0b")
+    pager = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="pager")
+    try:
+        await until(campaigns, lambda said: said.stored == 2)
+        await dispatch_all(broker)
+        await until(campaigns, lambda said: said.finished_at is not None)
+    finally:
+        await end(pager)
+    [event] = await stored(broker)
+    assert (event.event.channels, event.event.category) == (["inapp"], "a\0b")
+    assert (await campaigns.progress(T, "c0")).state == "done"
+
+
+@pytest.mark.parametrize("page_is_there", [False, True], ids=["no page yet", "a page waits"])
+async def test_a_campaign_whose_event_can_never_be_published_ends_as_failed_with_the_reason(
+    broker: Broker, bulk: Bulk, pool: Pool, members: tuple[str, ...], page_is_there: bool
+) -> None:
+    campaigns, table = await start(pool, members), CampaignTable(pool)
+    if page_is_there:
+        [campaign] = await table.lease("me", (), 16)
+        window = await table.window(campaign, "", None)
+        assert await table.fix(campaign, cut(window, Bounds(4, 1 << 20)))
+        await pool.execute("UPDATE campaigns SET leased_until = '-infinity'")
+    await stored_before(pool, channels=["slack"])
+    with capture_logs() as logs:
+        pager = asyncio.create_task(Pager(table, bulk).run(), name="pager")
+        try:
+            await until(campaigns, lambda said: said.finished_at is not None)
+        finally:
+            await end(pager)
+    said = await campaigns.progress(T, "c0")
+    assert (said.state, said.failed, said.expired, said.stored, said.adds_up) == ("failed", said.audience, 0, 0, True)
+    assert "'slack'" in (said.reason or "")
+    assert [one.state for one in await campaigns.list(T, 10)] == ["failed"]
+    assert [one["event"] for one in logs] == ["campaign_failed"]
+    assert await stored(broker) == []
+    with pytest.raises(CampaignConflict, match="failed"):
+        await campaigns.resume(T, "c0")
+
+
+async def test_a_campaign_waits_while_bulk_takes_nothing(
+    bulk: Bulk, pool: Pool, members: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaigns, asked = await start(pool, members[:2]), 0
+
+    async def away() -> Any:
+        nonlocal asked
+        asked += 1
+        raise Unanswered("away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(bulk, "state", away)
+        pager = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="pager")
+        await eventually(lambda: asked >= 2)
+    try:
+        await until(campaigns, lambda said: said.stored == 2)
+    finally:
+        await end(pager)
 
 
 async def test_a_rate_that_is_raised_finds_whole_pages_and_not_those_of_the_slow_one(bulk: Bulk, pool: Pool) -> None:

@@ -316,6 +316,24 @@ async def test_a_campaign_that_is_over_names_nobody_any_more(pool: Pool) -> None
     assert not await commands.create(T, draft(audience, exclude=exclude)), "it is still the same"
 
 
+async def test_of_a_campaign_that_fails_no_page_is_begun_and_what_is_in_bulk_is_ended(pool: Pool) -> None:
+    table, campaign = await ready(pool)
+    commands, page = Campaigns(pool), campaign.open[0]
+    assert await claim(table, campaign, page)
+    assert not await table.fail(msgspec.structs.replace(campaign, revision=campaign.revision - 1), "why")
+    assert await table.fail(campaign, "why")
+    assert not await table.fail(await taken(table), "why else")
+    assert not await claim(table, campaign, campaign.open[1])
+    said = await commands.progress(T, "c0")
+    assert (said.state, said.reason, said.publishing, said.fixed, said.expired) == ("failed", "why", 4, 0, 0)
+    assert (said.failed, said.adds_up, said.finished_at) == (said.audience - 4, True, None)
+    assert await table.published(campaign, page, AT)
+    assert await table.done(campaign, msgspec.structs.replace(page, state=PageState.PUBLISHED), None)
+    assert await table.close(await taken(table))
+    said = await commands.progress(T, "c0")
+    assert (said.state, said.dispatched, said.finished_at is not None) == ("failed", 4, True)
+
+
 # --- commands ------------------------------------------------------------------------------------------------------------
 
 

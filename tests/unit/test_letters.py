@@ -11,9 +11,12 @@ from engine.broker.jetstream import Stored
 from engine.channels.channel import Outcome, OutcomeKind
 from engine.errors import InvalidSetting
 from engine.jobs.claims import Done, Leased
+from engine.jobs.desk import Over
+from engine.jobs.life import Doubt, Go, end_of
 from engine.jobs.messages import unreadable_job
 from engine.jobs.retry import POLICIES, settle
-from engine.letters.letter import EVENT_CLASSES, JOB_CLASSES, deserves_letter, job_letter, letter_of
+from engine.letters.letter import EVENT_CLASSES, JOB_CLASSES, Letter, deserves_letter, job_letter, letter_of
+from engine.letters.replaying import _place
 from ops.cli.dlq import SEQ_MAX, _filter
 from tests.support.sending import a_job
 
@@ -32,6 +35,7 @@ def test_documents_name_every_class_of_letters_and_none_that_there_is_not() -> N
     assert classes_in(of_events) == set(EVENT_CLASSES)
 
 
+# No send ends as `expired`: what is over is found before a try.
 @pytest.mark.parametrize("doubt", [False, True])
 @pytest.mark.parametrize("kind", sorted({*get_args(OutcomeKind)} - {"ok", "expired"}))
 def test_every_class_that_the_last_try_leads_to_can_be_asked_for(kind: OutcomeKind, doubt: bool) -> None:
@@ -43,6 +47,27 @@ def test_every_class_that_the_last_try_leads_to_can_be_asked_for(kind: OutcomeKi
         _, _, headers = job_letter(job, done)
         assert headers["Seamark-Class"] in JOB_CLASSES
         assert headers["Seamark-Doubt"] == ("yes" if doubt or kind == "ambiguous" else "no")
+
+
+@pytest.mark.parametrize("doubt", [None, "lease_lost", "forgotten"])
+def test_what_is_over_before_a_try_has_a_class_that_can_be_asked_for(doubt: Doubt | None) -> None:
+    over = Over("expired", "ttl", Outcome(kind="expired", code="ttl"))
+    done = end_of(a_job("push", "n1"), Go(doubt, doubtful=doubt is not None), over)
+    assert deserves_letter(done) == (doubt is not None)
+    if deserves_letter(done):
+        assert job_letter(a_job("push", "n1"), done)[2]["Seamark-Class"] in JOB_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("subject", "published"),
+    [
+        ("ev.3.acme.ann=40example=2Ecom.a.b", ("events.acme.ann=40example=2Ecom.a.b", "acme")),
+        ("bk.3.acme.a=00b.a.b", ("bulk.acme.a=00b.a.b", "acme")),  # an earlier version took it
+        ("ev.3.acme.=61.a", None),
+    ],
+)
+def test_an_event_is_published_again_on_the_subject_it_came_by(subject: str, published: tuple[str, str] | None) -> None:
+    assert _place(Letter(seq=1, at=datetime.now(UTC), kind="event", subject=subject)) == published
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,11 @@ def test_of_a_cancelled_transaction_no_channel_is_used_and_the_app_has_it_until_
     assert "inapp" not in (written.plan or {})
 
 
+def test_a_transaction_whose_name_nobody_can_cancel_holds_up_no_channel() -> None:
+    assert due(transaction_id="a\0b").transaction is None
+    assert due(transaction_id="t1").transaction == ("acme", "t1")
+
+
 def test_suppressions_of_other_categories_are_not_stored_with_a_plan() -> None:
     many = tuple(Suppression("email", "opted_out", f"category-{n}") for n in range(5000))
     written = receipt(with_profile(plain(), suppressions=(*many, Suppression("email", "opted_out", "orders"))))

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from engine import limits
+from engine import limits, metrics
 from engine.dispatch import rounds
 from engine.dispatch.rounds import Dead, Planned, batches, fan_out, not_covered, plan
 from engine.log.marks import Mark
@@ -196,6 +197,30 @@ def test_an_event_that_cannot_be_planned_is_dead_with_its_reason(reason: str, on
     outcome = plan(one, EPOCH)
     assert isinstance(outcome, Dead)
     assert (outcome.reason, outcome.delivered) == (reason, one)
+
+
+@pytest.mark.parametrize("channels", [["inapp", "push", "slack"], ["slack", "push", "inapp"]])
+def test_an_event_that_waited_goes_by_the_channels_that_there_are_of_those_it_names(channels: list[str]) -> None:
+    unfit = metrics.unfit_events.labels("channels")
+    before = unfit._value.get()
+    one = planned(delivered(1, json.dumps({"id": "e1", "to": ["alice"], "channels": channels}).encode()))
+    record = json.loads(one.template.body("alice"))
+    assert set(record["plan"]) == {"inapp", "push"}
+    assert unfit._value.get() == before + 1
+
+
+def test_an_event_that_names_no_channel_that_there_is_is_dead() -> None:
+    outcome = plan(delivered(1, b'{"id":"e1","to":["alice"],"channels":["in-app"]}'), EPOCH)
+    assert isinstance(outcome, Dead)
+    assert (outcome.reason, "'in-app'" in outcome.detail) == ("channels", True)
+
+
+def test_of_a_fault_that_comes_again_and_again_the_log_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_told", set())
+    with capture_logs() as logs:
+        for seq in range(1, 9):
+            planned(delivered(seq, b'{"id":"e1","to":["alice"],"channels":["inapp","fax%d"]}' % seq))
+    assert [one["event"] for one in logs] == ["event_unfit"]
 
 
 @example(b"", b"", b"NATS/1.0\r\ntraceparent:")

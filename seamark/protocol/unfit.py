@@ -1,0 +1,64 @@
+"""What earlier versions let pass in events and nobody may publish any more, and how events are read that hold it.
+
+It is refused where events are published: by `encode`, and so by the SDK, HTTP and campaigns. Whoever reads a stored event cannot
+tell how old it is, nor whether it came over plain NATS, where nobody looks at it before. So all are read alike, as earlier
+versions did: what there is not is passed over, and an event of which nothing is left then is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from seamark.protocol.errors import InvalidEvent
+
+if TYPE_CHECKING:
+    from seamark.protocol.events import Event
+
+
+def pass_over(event: Event, payload: bytes, known: Sequence[str]) -> tuple[InvalidEvent, ...]:
+    """Take out of `event` what there is not; what was unfit, each as its publisher would be told.
+
+    Users whose names have a NUL go, channels that are not among `known`, and a transaction that nobody can cancel. A category and
+    a collapse key stay as they are: users have chosen by the one, and devices group by the other.
+
+    Args:
+        payload: the event as it is stored.
+
+    Raises:
+        InvalidEvent: no user is left, or no channel of those named.
+    """
+    unfit = () if event.channels is None else tuple(_channels(event, event.channels, known))
+    # JSON has no other way to write it.
+    return unfit if payload.find(b"\\u0000") < 0 else (*unfit, *_nuls(event))
+
+
+def _channels(event: Event, named: list[str], known: Sequence[str]) -> Iterator[InvalidEvent]:
+    remedy = f"name some of {', '.join(known)}"
+    if not named:
+        raise InvalidEvent("channels", f"`channels` names none: leave it out, or {remedy}")
+    kept = [channel for channel in named if channel in known]
+    if len(kept) == len(named):
+        return
+    unknown = next(channel for channel in named if channel not in known)
+    wrong = InvalidEvent("channels", f"`channels`: there is no channel {unknown[:80]!r}; {remedy}")
+    if not kept:
+        raise wrong
+    event.channels = kept
+    yield wrong
+
+
+def _nuls(event: Event) -> Iterator[InvalidEvent]:
+    for name, label in (("category", event.category), ("collapse_key", event.collapse_key)):
+        if label is not None and "\0" in label:
+            yield InvalidEvent(name, f"`{name}` holds a NUL, which cannot be stored: leave it out")
+    if event.transaction_id is not None and "\0" in event.transaction_id:
+        event.transaction_id = None
+        yield InvalidEvent("transaction_id", "`transaction_id`: a name with a NUL cannot be stored")
+    users = [user for user in event.to if "\0" not in user]
+    if len(users) < len(event.to):
+        wrong = InvalidEvent("to", "`to` holds an impossible user: a name with a NUL cannot be stored")
+        if not users:
+            raise wrong
+        event.to = users
+        yield wrong
