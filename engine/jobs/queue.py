@@ -53,6 +53,7 @@ UNREADABLE_AGAIN_SECONDS: Final = 1.0
 as the broker prefers what it hands out again to what is new."""
 
 UNREADABLE_AGAIN_SECONDS_MAX: Final = 30.0
+"""Later it is not, however often it was handed out: as where nobody has come to set it aside."""
 
 _ACK_WORDS: Final = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.…`; a longer form has a domain and an account before the stream."""
