@@ -102,6 +102,9 @@ class Journal(Protocol):
         Args:
             job: what can be said of it.
             payload: the message, as it stands.
+
+        Raises:
+            NotNow: it cannot be stored now; it is to be asked for again.
         """
 
     async def ended(self, job: Job) -> Done | None:

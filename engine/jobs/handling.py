@@ -153,7 +153,7 @@ class Handler:
         Done again it says the same. What has a claim may have been sent by a worker that could read it.
 
         Raises:
-            BrokerError, StoreUnavailable: not all of it is done.
+            NotNow: as of `Journal.set_aside`. BrokerError, StoreUnavailable: not all of it is done.
         """
         job, look = unreadable.job, await self._look(unreadable.job)
         done = Done(job.attempt, "failed" if look is not None and look.claim is None else "ambiguous", "poison")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -21,6 +22,9 @@ decode_job = msgspec.json.Decoder(Job).decode
 
 NO_JOB: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises where bytes are no job that this version knows."""
+
+_OTHERS_LINE: Final = re.compile(rb"(?!(?i:nats-))[!-9;-~]+:[\x20-\x7e]*")
+"""A header that is not the broker's."""
 
 NOBODY: Final = "?"
 """In place of a tenant and a user, where a subject names none."""
@@ -55,10 +59,27 @@ def schedule_of(job: Job, due: datetime) -> Outgoing:
     name = hashlib.blake2b(job.claim_key.encode(), digest_size=15).hexdigest()
     milliseconds = round(due.timestamp() * 1000)
     place = f"{job.channel}.{encode_token(job.tenant)}.{encode_user(job.user)}"
-    at = datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    headers = f"Nats-Schedule:@at {at}\r\nNats-Schedule-Target:{job_subject(job)}\r\n"
     name += f"-{job.attempt}-{job.stage}-{job.put_backs}-{milliseconds}"
-    return Outgoing(f"jobsched.{place}.{name}", _encode(job), headers.encode())
+    return Outgoing(f"jobsched.{place}.{name}", _encode(job), _schedule_lines(job_subject(job), milliseconds))
+
+
+def schedule_as_it_stands(subject: bytes, headers: bytes, payload: bytes, due: datetime) -> Outgoing:
+    """A message of JOBS, whatever it holds, to be handed out anew at `due`.
+
+    Args:
+        headers: the raw block. Those are kept that are not the broker's own.
+    """
+    target, milliseconds = subject.decode(), round(due.timestamp() * 1000)
+    _, channel, _, tenant, user = target.split(".")
+    name = hashlib.blake2b(b"%b %b" % (subject, payload), digest_size=15).hexdigest()
+    kept = [line + b"\r\n" for line in headers.split(b"\r\n")[1:] if _OTHERS_LINE.fullmatch(line)]
+    lines = _schedule_lines(target, milliseconds) + b"".join(kept)
+    return Outgoing(f"jobsched.{channel}.{tenant}.{user}.{name}-{milliseconds}", payload, lines)
+
+
+def _schedule_lines(target: str, milliseconds: int) -> bytes:
+    at = datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"Nats-Schedule:@at {at}\r\nNats-Schedule-Target:{target}\r\n".encode()
 
 
 class _Legible(msgspec.Struct):

@@ -6,22 +6,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import msgspec
-import structlog
 
 from engine.broker import wire
 from engine.broker.connection import Subscription
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Lane
+from engine.countedline import CountedLine
 from engine.errors import Unavailable
-from engine.jobs.messages import NO_JOB, Unreadable, decode_job, job_consumer, message_of, schedule_of, unreadable_job
+from engine.jobs.messages import (
+    NO_JOB,
+    Unreadable,
+    decode_job,
+    job_consumer,
+    message_of,
+    schedule_as_it_stands,
+    schedule_of,
+    unreadable_job,
+)
 from engine.plan.rules import Channel
 from seamark.protocol.subjects import JOBS_STREAM
-
-_log = structlog.get_logger("seamark.worker")
 
 ACK_WAIT_SECONDS: Final = 60.0
 """After so much silence the broker hands a job out again: `ack_wait` of the consumers. Longer than a lease, so that whoever gets
@@ -40,6 +47,13 @@ PULL_LOST_SECONDS: Final = 2 * PULL_EXPIRES_SECONDS
 UNREADABLE_DELIVERIES_MAX: Final = 3
 """How often a message is handed out that a worker cannot read: while workers are replaced, one of a newer version may take it. It
 must not stay for ever, because the broker hands out so many at most that are not acknowledged, and others would wait for them."""
+
+UNREADABLE_AGAIN_SECONDS: Final = 1.0
+"""After so long, times its deliveries, it is handed out again. Soon, as it is one of those many until then; and later each time,
+as the broker prefers what it hands out again to what is new."""
+
+UNREADABLE_AGAIN_SECONDS_MAX: Final = 30.0
+"""Later it is not, however often it was handed out: as where nobody has come to set it aside."""
 
 _ACK_WORDS: Final = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.…`; a longer form has a domain and an account before the stream."""
@@ -83,10 +97,15 @@ class PulledUnreadable(NamedTuple):
     """A message that cannot be read and was handed out often enough to be set aside.
 
     It is handed out again until that is done.
+
+    Args:
+        headers: the raw block.
     """
 
     broker: Broker
     reply: bytes
+    subject: bytes
+    headers: bytes
     unreadable: Unreadable
 
     async def end(self) -> None:
@@ -96,6 +115,29 @@ class PulledUnreadable(NamedTuple):
             BrokerError: it could not be said, or nobody knows whether it was heard.
         """
         await self.broker.request(self.reply.decode(), b"+TERM")
+
+    async def put_back(self, seconds: float) -> None:
+        """Have it handed out anew in so many seconds, as it stands; until then it holds no place among what is handed out.
+
+        Raises:
+            BrokerError: that is not done, or nobody knows. Where it is, the message may be there twice, and has one letter.
+        """
+        due = datetime.now(UTC) + timedelta(seconds=seconds)
+        made = schedule_as_it_stands(self.subject, self.headers, self.unreadable.payload, due)
+        await self.broker.append(made.subject, made.payload, made.named_headers, msg_id=made.subject)
+        await self.end()
+
+    def again(self) -> None:
+        """Have it handed out again in some seconds."""
+        _again(self.broker, self.reply)
+
+
+def _again(broker: Broker, reply: bytes) -> None:
+    seconds = min(UNREADABLE_AGAIN_SECONDS * deliveries_of(reply), UNREADABLE_AGAIN_SECONDS_MAX)
+    try:
+        broker.publish(reply, b'-NAK {"delay": %d}' % int(seconds * 1e9))
+    except Unavailable:
+        return  # it is handed out again all the same, only later
 
 
 def deliveries_of(reply: bytes) -> int:
@@ -116,7 +158,7 @@ class PulledLane:
     """One lane of a channel: what was pulled and not begun yet, and what is on order.
 
     Args:
-        on_job: called when a job has come.
+        on_news: called when a message has come.
         on_unreadable: called with a message that cannot be read, once it was handed out `UNREADABLE_DELIVERIES_MAX` times.
     """
 
@@ -125,12 +167,12 @@ class PulledLane:
         broker: Broker,
         channel: Channel,
         lane: Lane,
-        on_job: Callable[[], None],
+        on_news: Callable[[], None],
         on_unreadable: Callable[[PulledUnreadable], None],
     ) -> None:
         self._broker = broker
         self._channel: Channel = channel
-        self._on_job = on_job
+        self._on_news = on_news
         self._on_unreadable = on_unreadable
         self.lane = lane
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{job_consumer(channel, lane)}"
@@ -138,6 +180,7 @@ class PulledLane:
         self._subscription: Subscription | None = None
         self._orders: deque[_Order] = deque()
         self._renewed = 0
+        self._unreadable = CountedLine("seamark.worker", "job_unreadable", channel=channel, lane=lane)
         self.waiting: deque[PulledJob] = deque()
 
     async def open(self) -> None:
@@ -193,15 +236,18 @@ class PulledLane:
             job = decode_job(payload)
         except NO_JOB as error:
             # Only planners and workers write here: a newer version, or a fault of ours.
-            deliveries = deliveries_of(reply)
-            _log.error("job_unreadable", channel=self._channel, deliveries=deliveries, error=type(error).__name__)
-            if deliveries >= UNREADABLE_DELIVERIES_MAX:
-                self._on_unreadable(
-                    PulledUnreadable(self._broker, reply, unreadable_job(self._channel, subject, payload))
-                )
+            self._unreadable.add(deliveries=deliveries_of(reply), error=type(error).__name__)
+            self._not_read(subject, reply, headers, payload)
+        else:
+            self.waiting.append(PulledJob(self._broker, reply, job, ordered_at))
+        self._on_news()
+
+    def _not_read(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        if deliveries_of(reply) < UNREADABLE_DELIVERIES_MAX:
+            _again(self._broker, reply)
             return
-        self.waiting.append(PulledJob(self._broker, reply, job, ordered_at))
-        self._on_job()
+        unreadable = unreadable_job(self._channel, subject, payload)
+        self._on_unreadable(PulledUnreadable(self._broker, reply, subject, headers, unreadable))
 
     def _brought(self, count: int) -> float:
         """So many that were on order have come, or will not come. Since when they were, for sure: the oldest order's time."""

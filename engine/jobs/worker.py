@@ -11,7 +11,9 @@ import structlog
 from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Lane
+from engine.countedline import CountedLine
 from engine.errors import BrokerError, StoreUnavailable
+from engine.jobs.desk import NotNow
 from engine.jobs.handling import LEASE_SECONDS, SEND_SECONDS, Handler
 from engine.jobs.messages import LANES
 from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane, PulledUnreadable
@@ -57,6 +59,7 @@ class Worker:
         self._turns = dict.fromkeys(LANES, 0)
         self._busy: dict[asyncio.Task[None], PulledJob] = {}
         self._aside: set[asyncio.Task[None]] = set()
+        self._not_aside = CountedLine("seamark.worker", "job_not_set_aside", channel=channel)
 
     async def run(self) -> None:
         """Take jobs for as long as it is not cancelled; then hand back what is not begun, and finish the rest."""
@@ -118,20 +121,25 @@ class Worker:
 
     def _on_unreadable(self, pulled: PulledUnreadable) -> None:
         """Set a message aside that cannot be read; with too many under way, when it is handed out again."""
-        if len(self._aside) < AT_A_TIME:
-            task = asyncio.create_task(self._set_aside(pulled), name=f"{self.channel}-aside")
-            self._aside.add(task)
-            task.add_done_callback(self._aside.discard)
+        if len(self._aside) >= AT_A_TIME:
+            pulled.again()
+            return
+        task = asyncio.create_task(self._set_aside(pulled), name=f"{self.channel}-aside")
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
 
     async def _set_aside(self, pulled: PulledUnreadable) -> None:
         try:
-            await self._handler.set_aside(pulled.unreadable)
+            try:
+                await self._handler.set_aside(pulled.unreadable)
+            except NotNow as error:
+                await pulled.put_back(error.seconds)
+                return
             await pulled.end()
-        except (BrokerError, StoreUnavailable) as error:
-            # It is handed out again in a minute.
-            _log.warning("job_not_set_aside", channel=self.channel, error=type(error).__name__)
-        except Exception:
-            _log.exception("job_not_set_aside", channel=self.channel)
+        except Exception as error:
+            passing = isinstance(error, BrokerError | StoreUnavailable)
+            self._not_aside.add(error=type(error).__name__, exc_info=not passing)
+            pulled.again()
         else:
             metrics.jobs_unreadable.labels(self.channel).inc()
 

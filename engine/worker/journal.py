@@ -147,24 +147,27 @@ class WorkerJournal:
         """
         if done.outcome is not None:
             await self._mind_target(job, done.outcome)
-        if not deserves_letter(done):
-            return
+        if deserves_letter(done):
+            await self._store_letter(job, done)
+
+    async def set_aside(self, job: Job, done: Done, payload: bytes) -> None:
+        """Store the letter of a message that cannot be read.
+
+        Raises:
+            NotNow: there is no room for it; the message waits in JOBS, and jobs go on.
+            BrokerError: it is not stored, or nobody knows.
+        """
+        await self._store_letter(job, done, payload)
+
+    async def _store_letter(self, job: Job, done: Done, unreadable: bytes | None = None) -> None:
         try:
-            await store_job_letter(self._broker, job, done)
+            await store_job_letter(self._broker, job, done, unreadable)
         except BrokerError as error:
             self._stall(DEAD_LETTERS_STREAM, "letters_wait").report(error)
             if is_full(error):
                 raise NotNow(NO_ROOM_SECONDS) from error
             raise
         self._over(DEAD_LETTERS_STREAM)
-
-    async def set_aside(self, job: Job, done: Done, payload: bytes) -> None:
-        """Store the letter of a message that cannot be read.
-
-        Raises:
-            BrokerError: it is not stored, or nobody knows.
-        """
-        await store_job_letter(self._broker, job, done, payload)
 
     async def ended(self, job: Job) -> Done | None:
         """How the job has ended, as `deliveries` knows it."""

@@ -110,6 +110,7 @@ class Encoded(NamedTuple):
 
 
 _decode = msgspec.json.Decoder(Event).decode
+_decode_data = msgspec.json.Decoder(Any).decode
 
 
 STEP_USERS: Final = 1000
@@ -181,18 +182,25 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
 
 
 def check_data(data: bytes) -> None:
-    """Pass `data` that is small and flat enough for all who read it.
+    """Pass `data`, some valid JSON, that is small and flat enough for all who read it, and has no number that they cannot read.
 
     Raises:
         InvalidEvent: it is not.
     """
     size = len(data)
-    if size <= 2 * DATA_DEPTH_MAX:  # a level has an opening and a closing bracket
-        return
     if size > EVENT_DATA_BYTES_MAX:
         raise InvalidEvent("data", f"`data` has {size} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
-    if data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX and _depth(data) > DATA_DEPTH_MAX:
+    # A level has an opening and a closing bracket.
+    deep = size > 2 * DATA_DEPTH_MAX and data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX
+    if deep and _depth(data) > DATA_DEPTH_MAX:
         raise InvalidEvent("data", f"`data` is nested more than {DATA_DEPTH_MAX} levels deep")
+    try:
+        # Read as workers read it: 0.1 to 3 us for 1 KB. To search it for such numbers took several times as long.
+        _decode_data(data)
+    except msgspec.DecodeError as error:
+        raise InvalidEvent(
+            "data", f"`data` holds a number that is out of range: send it as a text ({error})"
+        ) from error
 
 
 def _check_transaction(transaction: str) -> None:

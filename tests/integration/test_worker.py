@@ -19,7 +19,7 @@ from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.handling import Handler
 from engine.jobs.life import DELIVERIES_MAX
 from engine.jobs.messages import job_consumer, message_of
-from engine.jobs.queue import JobsQueue
+from engine.jobs.queue import ACK_WAIT_SECONDS, JobsQueue
 from engine.jobs.redisclaims import RedisClaims
 from engine.jobs.retry import RetryPolicy
 from engine.jobs.worker import AT_A_TIME, Worker
@@ -290,16 +290,15 @@ async def test_messages_that_no_worker_can_read_become_dead_letters_and_keep_nob
 ) -> None:
     """More of them than the broker hands out unacknowledged would keep the jobs of everybody waiting, for ever."""
     config = (await broker.api(f"CONSUMER.INFO.JOBS.{job_consumer('push', 'normal')}"))["config"]
-    await broker.api(
-        f"CONSUMER.CREATE.JOBS.{config['name']}", {"stream_name": "JOBS", "config": {**config, "max_ack_pending": 4}}
-    )
+    config |= {"max_ack_pending": 4, "ack_wait": int(ACK_WAIT_SECONDS * 1e9)}
+    await broker.api(f"CONSUMER.CREATE.JOBS.{config['name']}", {"stream_name": "JOBS", "config": config})
     unreadable = [b'{"id":"newer%d","type":"a.b","first_at":17}' % number for number in range(6)]
     for number, payload in enumerate([*unreadable, b"no json"]):
         await broker.append(f"job.push.normal.default.u{number % 2}", payload)
     await add(broker, jobs(3))
     desk, journal = Desk(), Journal(broker)
     async with at_work(broker, redis, desk, journal):
-        await eventually(lambda: all_done(broker), seconds=60)
+        await eventually(lambda: all_done(broker), seconds=ACK_WAIT_SECONDS / 2)
     assert set(desk.accepted) == {"n0", "n1", "n2"}
     found = [one async for one in letters(broker, Filter(kind="job"))]
     assert {one.stored.payload for one in found} == {*unreadable, b"no json"}, "whole, as they were"

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.channels.channel import Context, Job, Unsendable
 from engine.channels.email.channel import Sender, content
@@ -18,6 +20,9 @@ from engine.jobs.messages import decode_job, message_of
 from engine.worker.digest import _item
 from engine.worker.preview import ToPreview, preview
 from projections.deliveries.lost import Open, job_of
+from seamark.protocol.errors import InvalidEvent
+from seamark.protocol.events import accept
+from seamark.protocol.limits import DATA_DEPTH_MAX
 from seamark.protocol.records import decode_record
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -25,6 +30,54 @@ ANY: list[Any] = ["just text", "", [1, 2], [], 7, 0, 1.5, True, False, None, {},
 SILENT = [one for one in ANY if one not in ("just text", {"text": "just text"})]
 PLAIN = Context(now=NOW)
 LISTING = Context(now=NOW, template={"title": "news", "body": "{{ data }}"})
+
+DIGITS = st.builds(
+    lambda digit, count: digit * count,
+    st.sampled_from([b"0", b"1", b"9"]),
+    st.integers(1, 25) | st.sampled_from([99, 200, 250, 307, 308, 309, 310, 4299, 4300, 4301, 5000]),
+)
+EXPONENTS = st.builds(
+    lambda mark, zeros, power: mark + b"0" * zeros + b"%d" % power,
+    st.sampled_from([b"e", b"E", b"e+", b"E-"]),
+    st.integers(0, 3),
+    st.integers(0, 400) | st.sampled_from([4000, 10**9, 10**30]),
+)
+NUMBERS = st.builds(
+    lambda sign, first, digits, fraction, exponent: sign + first + digits + fraction + exponent,
+    st.sampled_from([b"", b"-"]),
+    st.sampled_from([b"", b"1", b"7"]),
+    DIGITS,
+    st.just(b"") | DIGITS.map(lambda digits: b"." + digits),
+    st.just(b"") | EXPONENTS,
+)
+PIECES = [
+    b"a",
+    b"1e999",
+    b"\\n",
+    b"\\\\",
+    b'\\"',
+    b"\\ud800",
+    b"\\udc00",
+    b"\\ud83d\\ude00",
+    b"\\u0000",
+    b"\\q",
+    b"\\u12",
+    b"\x01",
+    b"\xff",
+]
+STRINGS = st.lists(st.sampled_from([*PIECES, "ä☃".encode()]), max_size=4).map(lambda some: b'"' + b"".join(some) + b'"')
+LEAVES = NUMBERS | STRINGS | st.sampled_from([b"null", b"true", b"NaN", b"Infinity", b"-", b"", b"{}", b"[ ]"])
+TEXTS = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda some: b"[" + b", ".join(some) + b"]")
+        | st.lists(st.tuples(STRINGS, inner), max_size=4).map(
+            lambda some: b"{" + b",".join(b"%b:%b" % one for one in some) + b"}"
+        )
+    ),
+    max_leaves=8,
+)
+DEPTHS = st.just(0) | st.sampled_from([1, DATA_DEPTH_MAX - 1, DATA_DEPTH_MAX, DATA_DEPTH_MAX + 1, 2000])
 
 
 def a_job(data: Any, **members: Any) -> Job:
@@ -39,6 +92,17 @@ def test_a_job_is_read_as_it_was_written_whatever_its_data_is(data: Any) -> None
     assert type(read.data) is type(data)
     raw = a_job(msgspec.Raw(msgspec.json.encode(data)))  # as planners write it
     assert decode_job(message_of(raw).payload) == read
+
+
+@given(TEXTS, DEPTHS, st.sampled_from([(b"[", b"]"), (b'{"a":', b"}")]))
+def test_what_may_be_published_can_be_read_by_workers(text: bytes, depth: int, level: tuple[bytes, bytes]) -> None:
+    data = level[0] * depth + text + level[1] * depth
+    try:
+        event = accept("ev.0.t.u.a.b", b'{"id":"n1","to":["u"],"data":' + data + b"}").event
+    except InvalidEvent:
+        return
+    read = decode_job(message_of(a_job(event.data)).payload)
+    assert decode_job(message_of(read).payload) == read, "a worker writes it again when it puts it back"
 
 
 @pytest.mark.parametrize("data", ["just text", {"text": "just text"}])

@@ -89,6 +89,10 @@ REFUSED: list[tuple[str, tuple[str, ...], bytes]] = [
     ("data", ("`data`", str(limits.EVENT_DATA_BYTES_MAX)), body(data="x" * limits.EVENT_DATA_BYTES_MAX)),
     ("data", ("`data`", "nested"), body(data=json.loads("[" * 101 + "]" * 101))),
     ("data", ("`data`", "nested"), body(data=json.loads('{"a":' * 101 + "1" + "}" * 101))),
+    *(
+        ("data", ("`data`", "number", "out of range", "as a text"), b'{"id":"e1","to":["alice"],"data":%b}' % data)
+        for data in (b"1e999", b'{"x":-1e400}', b"9" * 5000, b"[" + b"9" * 309 + b".0]", b"9" * 250 + b"e99")
+    ),
     ("to", ("`to`", "nobody"), body(to=[])),
     ("to", ("`to`", "10001"), body(to=[f"u{i}" for i in range(10_001)])),
     ("to", ("`to`", "10001"), body(to=["alice"] * 10_001)),

@@ -1,17 +1,18 @@
 """What a worker reads from the broker's words about a job."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from engine.channels.channel import Job
 from engine.jobs import queue
 from engine.jobs.messages import unreadable_job
-from engine.jobs.queue import PULL_LOST_SECONDS, UNREADABLE_DELIVERIES_MAX, PulledLane, deliveries_of
+from engine.jobs.queue import PULL_LOST_SECONDS, UNREADABLE_DELIVERIES_MAX, PulledLane, PulledUnreadable, deliveries_of
 
 
 @pytest.mark.parametrize(
@@ -40,13 +41,25 @@ class FakeBroker:
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[..., None]] = {}
         self.orders: list[str] = []
+        self.told: list[tuple[str | bytes, bytes]] = []
+        self.stored: list[tuple[str, bytes, dict[str, str]]] = []
 
     def subscribe(self, subject: str, handler: Callable[..., None]) -> Any:
         self.handlers[subject] = handler
         return SimpleNamespace(unsubscribe=lambda: self.handlers.pop(subject))
 
-    def publish(self, subject: str, payload: bytes, *, reply: str) -> None:
-        self.orders.append(reply)
+    def publish(self, subject: str | bytes, payload: bytes, *, reply: str = "") -> None:
+        if reply:
+            self.orders.append(reply)
+        else:
+            self.told.append((subject, payload))
+
+    async def request(self, subject: str, payload: bytes) -> None:
+        self.told.append((subject, payload))
+
+    async def append(self, subject: str, payload: bytes, headers: dict[str, str], *, msg_id: str) -> None:
+        assert msg_id == subject
+        self.stored.append((subject, payload, headers))
 
     def bring(self, order: str) -> None:
         if (handler := self.handlers.get(order)) is not None:
@@ -108,6 +121,40 @@ def test_what_cannot_be_read_is_left_to_other_versions_first_and_then_set_aside(
     job = pulled.unreadable.job
     assert (job.tenant, job.user, job.channel) == ("acme", "ann@example.com", "push")
     assert (job.id, job.type, job.attempt) == (("n", "a", 2) if payload.startswith(b'{"id') else ("", "", 0))
+
+
+def test_what_cannot_be_read_is_pulled_as_fast_as_jobs_and_handed_back_for_some_seconds() -> None:
+    """One that waited for `ack_wait` would hold one of the places that a lane has for the jobs of all tenants."""
+    news: list[int] = []
+    broker = FakeBroker()
+    lane = PulledLane(broker, "push", "normal", lambda: news.append(1), lambda unreadable: None)  # type: ignore[arg-type]
+    lane._renew()
+    with capture_logs() as logs:
+        for number in range(200):
+            lane.order(2)
+            reply = REPLY.replace(b".1.17.", b".%d.%d." % (1 + number % 2, number))
+            broker.handlers[broker.orders[-1]](b"job.push.normal.t.u", reply, b"", b"[]")
+            assert len(news) == number + 1
+            subject, told = broker.told[-1]
+            assert subject == reply
+            assert told.startswith(b"-NAK {")
+            assert 0 < msgspec.json.decode(told[5:])["delay"] <= 5e9
+    assert [(line["event"], line["count"]) for line in logs] == [("job_unreadable", 1)], "however many there are"
+
+
+async def test_what_cannot_be_read_is_put_back_as_it_stands() -> None:
+    broker, payload = FakeBroker(), b'{"id":"n","newer":"\xff"}'
+    subject, headers = b"job.push.bulk.acme.ann=40x", b"NATS/1.0\r\nNats-Scheduler: jobsched.x\r\nX-Newer:yes\r\n\r\n"
+    unreadable = unreadable_job("push", subject, payload)
+    pulled = PulledUnreadable(broker, REPLY, subject, headers, unreadable)  # type: ignore[arg-type]
+    await pulled.put_back(600)
+    [(schedule, stored, kept)] = broker.stored
+    assert schedule.startswith("jobsched.push.acme.ann=40x.")
+    assert stored == payload
+    at = datetime.fromisoformat(kept.pop("Nats-Schedule").removeprefix("@at "))
+    assert timedelta(seconds=590) < at - datetime.now(UTC) < timedelta(seconds=610)
+    assert kept == {"Nats-Schedule-Target": subject.decode(), "X-Newer": "yes"}
+    assert broker.told == [(REPLY.decode(), b"+TERM")]
 
 
 @pytest.mark.parametrize(

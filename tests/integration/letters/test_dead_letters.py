@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from chaos.load import whole_stream
+from engine import metrics
 from engine.channels.channel import Job, Outcome
 from engine.directory.contacts import address_hash
 from engine.directory.push_tokens import NewToken, register_token, tokens_of
@@ -237,6 +238,34 @@ async def test_while_there_is_no_room_for_its_letter_a_job_waits_and_others_go_o
     await world.work(fails, *(job(f"ok{number}", user=f"u{number}") for number in range(80)))
     await room
     assert [one.letter.id for one in await world.letters()] == ["n1"]
+
+
+async def test_while_there_is_no_room_for_their_letters_messages_that_cannot_be_read_wait_and_jobs_go_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold none of the places that a lane has for what is handed out, and the alarm says what is missing."""
+    monkeypatch.setattr("engine.worker.journal.NO_ROOM_SECONDS", 2.0)
+    consumer = (await world.broker.api("CONSUMER.INFO.JOBS.email-normal"))["config"] | {"max_ack_pending": 4}
+    await world.broker.api("CONSUMER.CREATE.JOBS.email-normal", {"stream_name": "JOBS", "config": consumer})
+    config = (await world.broker.stream("DEAD-LETTERS")).config
+    await world.broker.api("STREAM.UPDATE.DEAD-LETTERS", config | {"max_bytes": 1})
+    unreadable = [b'{"id":"newer%d","type":"a.b","first_at":17}' % number for number in range(8)]
+    for number, payload in enumerate(unreadable):
+        await world.broker.append(f"job.email.normal.{TENANT}.other{number}", payload)
+    stalled = metrics.append_stalled.labels("DEAD-LETTERS")
+    before = stalled._value.get()
+
+    async def opens() -> None:
+        await eventually(lambda: world.desk.accepted.total() == 20, seconds=20)
+        assert stalled._value.get() == before + 1
+        assert (await world.broker.stream("DEAD-LETTERS")).messages == 0
+        await world.broker.api("STREAM.UPDATE.DEAD-LETTERS", config)
+
+    room, world.desk.outcome = asyncio.create_task(opens()), Outcome(kind="ok")
+    await world.work(*(job(f"ok{number}", user=f"u{number}") for number in range(20)))
+    await room
+    assert sorted([one.stored.payload for one in await world.letters()]) == unreadable
+    assert stalled._value.get() == before
 
 
 async def _is(world: World, wanted: Sequence[str]) -> bool:
