@@ -148,9 +148,11 @@ class Pager:
                 await self._finish(campaign, page)
             case Step.PUBLISH, Page():
                 try:
-                    await self._publish(campaign, page)
+                    most = _bounds(campaign, campaign.rate)
                 except InvalidEvent as error:
                     await self._fail(campaign, page, error)
+                else:
+                    await self._publish(campaign, page, most)
             case Step.CUT, None:
                 await self._cut(campaign)
             case Step.EXPIRE, None:
@@ -168,12 +170,12 @@ class Pager:
             most = bounds(0, 0, None)  # with this page the campaign will fail when its turn comes
         await self._table.fix(campaign, cut(window, most))
 
-    async def _publish(self, campaign: Campaign, page: Page) -> None:
-        """Claim a page with its event, append that, and say where it is."""
+    async def _publish(self, campaign: Campaign, page: Page, most: Bounds) -> None:
+        """Claim a page of at most so many with its event, append that, and say where it is."""
         # Read before the claim: whatever is appended for it comes behind this.
         bulk = await self._bulk.state()
         window = await self._table.window(campaign, page.after, page.up_to)
-        piece = cut(window, _bounds(campaign, campaign.rate))
+        piece = cut(window, most)
         rest = remainder(window, piece)
         if not piece.recipients:
             await self._table.claim(campaign, page, piece, rest, None, None)
@@ -254,6 +256,7 @@ class Pager:
 
 
 def _bounds(campaign: Campaign, rate: int | None) -> Bounds:
+    """What a page may hold; InvalidEvent where the campaign's event can never be published, whoever is named in it."""
     inside = {"after": "", "up_to": ""}
     empty = page_event(campaign.tenant, campaign.id, campaign.message, _LONGEST_NUMBER, ["-"], stored=True, **inside)
     return bounds(len(empty.payload), len(bytes(campaign.message.data)), rate)

@@ -39,6 +39,8 @@ INAPP = "inapp"
 CHANNELS: Final = (INAPP, "push", "email", "sms", "webhook")
 """What an event may name as its `channels`."""
 
+_ALL_CHANNELS: Final = dict.fromkeys(CHANNELS)
+
 Channels = Annotated[
     list[Annotated[Label, msgspec.Meta(extra_json_schema={"enum": list(CHANNELS)})]],
     msgspec.Meta(max_length=CHANNELS_MAX, extra_json_schema={"minItems": 1}),
@@ -53,7 +55,6 @@ _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(rb"[\x20-\x7e]{1,512}")
 _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 _EMPTY = msgspec.Raw(b"{}")
-_NO_USERS = (subjects.TOPIC, "segment:")
 
 
 class Event(msgspec.Struct, kw_only=True):
@@ -148,7 +149,7 @@ def accept(
 
 def _read(payload: bytes) -> tuple[Event, tuple[InvalidEvent, ...]]:
     event = _decoded(payload)
-    return event, unfit.pass_over(event, payload, CHANNELS)
+    return event, unfit.pass_over(event, payload, _ALL_CHANNELS)
 
 
 def _decoded(payload: bytes) -> Event:
@@ -274,7 +275,7 @@ def _recipients(event: Event, at: subjects.EventSubject) -> list[Recipient]:
     if len(event.to) == 1:
         [user] = event.to
         # A personal event's key is its user, whose token stands in the subject.
-        personal = user == at.key and not user.startswith(_NO_USERS)
+        personal = user == at.key and not user.startswith(subjects.NO_USERS)
         return [Recipient(at.key_token if personal else _tokens(event.to)[0], user)]
     steps = _by_steps(event)
     while True:
@@ -306,7 +307,7 @@ def _by_steps(event: Event) -> Generator[None, None, list[Recipient]]:
 
 def _tokens(users: Sequence[str]) -> list[str]:
     for user in users:
-        if user.startswith(_NO_USERS):
+        if user.startswith(subjects.NO_USERS):
             said = f"`to` may name users only, not {user[:80]!r}"
             raise InvalidEvent("to", f"{said}: a topic is named in `POST /v1/events`, or start a campaign")
     try:

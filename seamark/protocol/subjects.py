@@ -75,6 +75,11 @@ def encode_tokens(texts: Sequence[str]) -> list[str]:
 TOPIC: Final = "topic:"
 """How names of logs that many users share will begin. No user may have such a name."""
 
+SEGMENT: Final = "segment:"
+"""How names of sets of users begin where users are named. No user may have such a name."""
+
+NO_USERS: Final = (TOPIC, SEGMENT)
+
 
 def encode_user(user: str) -> str:
     """The subject token of a user.
@@ -82,9 +87,19 @@ def encode_user(user: str) -> str:
     Raises:
         InvalidToken: no user can be called so.
     """
-    if user.startswith(TOPIC):
-        raise InvalidToken(f"no user may be called {user[:80]!r}: names that begin with `{TOPIC}` are kept for topics")
+    if user.startswith(NO_USERS):
+        kept = f"names that begin with `{TOPIC}` or `{SEGMENT}` are kept for topics and segments"
+        raise InvalidToken(f"no user may be called {user[:80]!r}: {kept}")
     return encode_token(user)
+
+
+def is_possible_user(user: str) -> bool:
+    """Whether an event may name this user."""
+    try:
+        encode_user(user)
+    except InvalidToken:
+        return False
+    return True
 
 
 def _escape(text: str) -> str:

@@ -7,7 +7,7 @@ versions did: what there is not is passed over, and an event of which nothing is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from seamark.protocol.errors import InvalidEvent
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from seamark.protocol.events import Event
 
 
-def pass_over(event: Event, payload: bytes, known: Sequence[str]) -> tuple[InvalidEvent, ...]:
+def pass_over(event: Event, payload: bytes, known: Mapping[str, object]) -> tuple[InvalidEvent, ...]:
     """Take out of `event` what there is not; what was unfit, each as its publisher would be told.
 
-    Users whose names have a NUL go, channels that are not among `known`, and a transaction that nobody can cancel. A category and
-    a collapse key stay as they are: users have chosen by the one, and devices group by the other.
+    Users whose names have a NUL go, channels that are not among `known`, and a transaction that nobody can cancel. In a
+    category a NUL is replaced, since an opt-out from it must be stored. A collapse key stays as it is: devices group by it.
 
     Args:
         payload: the event as it is stored.
@@ -33,13 +33,13 @@ def pass_over(event: Event, payload: bytes, known: Sequence[str]) -> tuple[Inval
     return unfit if payload.find(b"\\u0000") < 0 else (*unfit, *_nuls(event))
 
 
-def _channels(event: Event, named: list[str], known: Sequence[str]) -> Iterator[InvalidEvent]:
+def _channels(event: Event, named: list[str], known: Mapping[str, object]) -> Iterator[InvalidEvent]:
     remedy = f"name some of {', '.join(known)}"
     if not named:
         raise InvalidEvent("channels", f"`channels` names none: leave it out, or {remedy}")
-    kept = [channel for channel in named if channel in known]
-    if len(kept) == len(named):
+    if all(map(known.__contains__, named)):  # nearly always
         return
+    kept = [channel for channel in named if channel in known]
     unknown = next(channel for channel in named if channel not in known)
     wrong = InvalidEvent("channels", f"`channels`: there is no channel {unknown[:80]!r}; {remedy}")
     if not kept:
@@ -52,6 +52,8 @@ def _nuls(event: Event) -> Iterator[InvalidEvent]:
     for name, label in (("category", event.category), ("collapse_key", event.collapse_key)):
         if label is not None and "\0" in label:
             yield InvalidEvent(name, f"`{name}` holds a NUL, which cannot be stored: leave it out")
+    if event.category is not None:
+        event.category = event.category.replace("\0", "\ufffd")
     if event.transaction_id is not None and "\0" in event.transaction_id:
         event.transaction_id = None
         yield InvalidEvent("transaction_id", "`transaction_id`: a name with a NUL cannot be stored")

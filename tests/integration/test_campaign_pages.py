@@ -150,7 +150,7 @@ async def test_a_campaign_that_an_earlier_version_accepted_goes_out_as_it_would_
     finally:
         await end(pager)
     [event] = await stored(broker)
-    assert (event.event.channels, event.event.category) == (["inapp"], "a\0b")
+    assert (event.event.channels, event.event.category) == (["inapp"], "a\ufffdb")
     assert (await campaigns.progress(T, "c0")).state == "done"
 
 
@@ -179,6 +179,22 @@ async def test_a_campaign_whose_event_can_never_be_published_ends_as_failed_with
     assert await stored(broker) == []
     with pytest.raises(CampaignConflict, match="failed"):
         await campaigns.resume(T, "c0")
+
+
+async def test_a_user_whom_no_event_may_name_gets_nothing_of_a_campaign_and_stops_nobody_elses(
+    broker: Broker, bulk: Bulk, pool: Pool, members: tuple[str, ...]
+) -> None:
+    campaigns = await start(pool, members[:2])
+    await pool.execute("UPDATE campaigns SET users = array_append(users, 'segment:x')")  # an earlier version let him be
+    pager = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="pager")
+    try:
+        await until(campaigns, lambda said: said.stored == 2)
+    finally:
+        await end(pager)
+    [event] = await stored(broker)
+    assert sorted(event.event.to) == list(members[:2])
+    said = await campaigns.progress(T, "c0")
+    assert (said.audience, said.excluded, said.failed, said.adds_up) == (3, 1, 0, True)
 
 
 async def test_a_campaign_waits_while_bulk_takes_nothing(
