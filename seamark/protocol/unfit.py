@@ -8,12 +8,19 @@ versions did: what there is not is passed over, and an event of which nothing is
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from seamark.protocol.errors import InvalidEvent
 
-if TYPE_CHECKING:
-    from seamark.protocol.events import Event
+
+class Event(Protocol):
+    """What of an event is looked at: see `seamark.protocol.events.Event`."""
+
+    to: list[str]
+    channels: list[str] | None
+    category: str | None
+    collapse_key: str | None
+    transaction_id: str | None
 
 
 def pass_over(event: Event, payload: bytes, known: Mapping[str, object]) -> tuple[InvalidEvent, ...]:
