@@ -1,7 +1,6 @@
 """The yardstick of connections: an aiohttp server that shakes hands over WebSocket and does nothing else."""
 
 import asyncio
-import gc
 import signal
 import sys
 
@@ -10,7 +9,7 @@ from aiohttp import web
 
 from bench.machine import raise_file_limit
 from bench.processes import say
-from ops.process import GC_THRESHOLDS
+from ops.collecting import collect_rarely
 
 
 async def _websocket(request: web.Request) -> web.WebSocketResponse:
@@ -23,7 +22,7 @@ async def _websocket(request: web.Request) -> web.WebSocketResponse:
 
 async def _main() -> None:
     raise_file_limit()
-    gc.set_threshold(*GC_THRESHOLDS)  # as the roles do: the yardstick must not be slow for want of it
+    collect_rarely()  # as the roles do: the yardstick must not be slow for want of it
     app = web.Application()
     app.router.add_get("/v1/ws", _websocket)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)

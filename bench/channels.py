@@ -2,7 +2,6 @@
 nothing else."""
 
 import asyncio
-import gc
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from engine.jobs.worker import AT_A_TIME
 from engine.plan.rules import Channel
 from engine.postgres import lazy_pool
 from engine.worker.providers import ProvidersFile
-from ops.process import GC_THRESHOLDS
+from ops.collecting import collect_rarely
 
 CHANNELS: tuple[Channel, ...] = ("push", "email", "sms")
 APP = "com.example.bench"
@@ -41,7 +40,7 @@ async def run(
         providers = await bench.worker("providers", str(bench.folder / "simulated"))
         file = ProvidersFile(Path((await providers.fact("providers", 60))["file"]))
         await _fill(bench, users)
-        gc.set_threshold(*GC_THRESHOLDS)  # as the roles do: the yardstick must not be slow for want of it
+        collect_rarely()  # as the roles do: the yardstick must not be slow for want of it
         alone, sent, cpu = {}, {}, {}
         for channel in CHANNELS:
             progress(f"{channel} alone, {jobs} times")

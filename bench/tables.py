@@ -12,6 +12,7 @@ from bench.load import PARTITIONS, TENANT, commit_all
 from bench.machine import cpu_seconds
 from bench.report import per_unit, progress
 from engine.broker.jetstream import Broker, Outgoing
+from ops.collecting import collect_rarely
 from ops.dev.servers import Postgres
 from ops.migrate import migrate
 from projections.rebuild.tables import Rebuild
@@ -24,6 +25,7 @@ RANGE = 10
 async def rebuild_tables(broker: Broker, users: int, receipts: int, data: Path | None) -> dict[str, Any]:
     """Records per second of `inbox` and `deliveries`; the logs must be full already."""
     await write_receipts(broker, users, receipts)
+    collect_rarely()  # as `seamark rebuild` does
     with tempfile.TemporaryDirectory(prefix="seamark-bench-", dir=data) as folder:
         server = Postgres(Path(folder) / "postgres")
         server.start()

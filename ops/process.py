@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -26,6 +25,7 @@ from engine.errors import BrokerError, InvalidSetting
 from engine.settings import Settings
 from engine.telemetry import configure_logging, identity_of
 from engine.topology.check import report_start
+from ops.collecting import collect_rarely
 from ops.exitcode import FAILED, MISCONFIGURED, exit_code_of
 from ops.healthport import health_port
 from seamark.protocol.errors import SeamarkError
@@ -44,9 +44,6 @@ CLEAN_UP_SECONDS_MAX = 2.0
 DATABASE_CONNECT_SECONDS = 5.0
 DATABASE_STATEMENT_SECONDS = 60.0
 """The longest statement of a role is the fold of a large batch."""
-
-GC_THRESHOLDS = (20_000, 20, 20)
-"""Batches of hundreds of messages live for milliseconds; by the default (700) the collector walks them again and again."""
 
 
 NO_EXPORTER = "SEAMARK_TRACES_ENDPOINT is set and no exporter is installed: pip install 'seamark-server[traces]'"
@@ -77,7 +74,7 @@ def run_role(role: str, settings: Settings, work: Work, *, stop_seconds_max: flo
     """
     configure_logging(role, settings.log_format)
     metrics.target.info({name.replace(".", "_"): value for name, value in identity_of(role).items()})
-    gc.set_threshold(*GC_THRESHOLDS)
+    collect_rarely()
     try:
         with _traces(role, settings):
             return uvloop.run(_to_the_end(_supervise(role, settings, work, stop_seconds_max)))

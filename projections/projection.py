@@ -83,7 +83,7 @@ INBOX: Final = Projection(
         Table(
             "inbox",
             _KEY,
-            tuple(one.name for one in fields(Row) if one.name not in _KEY),
+            Row.__struct_fields__[len(_KEY) :],
             at="stored_at",
             earliest="stored_at",
             needed={"stored_at >= $1": IN_STREAM, "repeated_at >= $1": REPEATED},

@@ -10,6 +10,7 @@ import typer
 from engine.errors import InvalidSetting
 from ops.cli.output import out, print_json, stages
 from ops.cli.target import DATA_FOLDER, Folder, Json
+from ops.collecting import collect_rarely
 
 if TYPE_CHECKING:
     from projections.rebuild.folding import Rebuilt
@@ -50,6 +51,7 @@ def rebuild(
                 name, partitions = projection.value, found.partitions
                 return await Rebuild(found.broker, found.pool, name, partitions, tenant=tenant, progress=progress).run()
 
+    collect_rarely()
     done = uvloop.run(run())
     if as_json:
         print_json(done)

@@ -10,6 +10,7 @@ import typer
 from ops.cli.output import err, out, print_json, stages
 from ops.cli.rebuild import Projection
 from ops.cli.target import DATA_FOLDER, Folder, Json
+from ops.collecting import collect_rarely
 
 if TYPE_CHECKING:
     from projections.verify.streams import StreamVerification, Verified
@@ -50,6 +51,7 @@ def verify(
                         out.print(escape(line))
                 return work.result
 
+    collect_rarely()
     result = uvloop.run(run())
     if as_json:
         print_json(result)

@@ -68,9 +68,8 @@ User = tuple[str, str]
 """Tenant and user, as text."""
 
 
-@dataclass(slots=True)
-class Row:
-    """A notification of a user and what later records made of it. Fields are the columns of the table `inbox`."""
+class Row(msgspec.Struct, gc=False):
+    """A notification of a user and what later records made of it. Fields are the columns of the table `inbox`, in their order."""
 
     tenant: str
     user_id: str
@@ -113,8 +112,7 @@ class Mark:
     up_to: int | None = None
 
 
-@dataclass(slots=True)
-class UserChanges:
+class UserChanges(msgspec.Struct):
     """What a run of records makes of one user's inbox: new rows, and marks for rows that stood before.
 
     `known`: ids that stood before, each with how many rows are newer. `replaced`: those whose row goes, for a new one with that
@@ -122,19 +120,15 @@ class UserChanges:
     key.
     """
 
-    known: Mapping[str, int] = field(default_factory=dict)
-    bound: int = REMEMBERED_MAX
-    replaced: set[str] = field(default_factory=set)
-    repeated: dict[str, datetime] = field(default_factory=dict)
-    rows: dict[str, Row] = field(default_factory=dict)
-    read: list[Mark] = field(default_factory=list)
-    archive: list[Mark] = field(default_factory=list)
-    recall: list[Mark] = field(default_factory=list)
-    superseding: dict[str, int] = field(default_factory=dict)
-    remembered: Remembered = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.remembered = Remembered(self.known, self.bound)
+    known: Mapping[str, int]
+    remembered: Remembered
+    replaced: set[str] = msgspec.field(default_factory=set)
+    repeated: dict[str, datetime] = msgspec.field(default_factory=dict)
+    rows: dict[str, Row] = msgspec.field(default_factory=dict)
+    read: list[Mark] = msgspec.field(default_factory=list)
+    archive: list[Mark] = msgspec.field(default_factory=list)
+    recall: list[Mark] = msgspec.field(default_factory=list)
+    superseding: dict[str, int] = msgspec.field(default_factory=dict)
 
     def add(self, row: Row) -> None:
         """A notification."""
@@ -222,7 +216,8 @@ def fold(
     for user, stored, entry in entries:
         changes = users.get(user)
         if changes is None:
-            changes = users[user] = UserChanges(known.get(user, {}) if known else {}, remembered)
+            stand = known.get(user, {}) if known else {}
+            changes = users[user] = UserChanges(stand, Remembered(stand, remembered))
         if entry.kind == "notification":
             changes.add(_row(user, stored, entry, epoch, era))
         elif entry.kind in ("read", "archive", "recall"):
@@ -233,23 +228,24 @@ def fold(
 def _row(user: User, stored: Delivered, entry: Entry, epoch: str, era: int) -> Row:
     event, plan = entry.event, entry.plan
     withheld = withheld_by(plan)
+    # By position: a name for each would cost a record half as much again as the row itself.
     return Row(
-        tenant=user[0],
-        user_id=user[1],
-        id=clean(entry.id),
-        era=era,
-        seq=stored.seq,
-        epoch=epoch,
-        stored_at=moment(stored.time_nanoseconds),
-        type=clean(entry.type) if entry.type is not None else None,
-        category=clean(entry.category) if entry.category is not None else None,
-        collapse_key=clean(entry.collapse_key) or None if entry.collapse_key else None,
-        expires_at=zoned(entry.expires_at),
-        channels=[] if withheld else [clean(channel) for channel in plan],
-        shown=NEVER_SHOWN not in stored.headers,
-        event_epoch=clean(event.epoch) if event is not None else None,
-        event_seq=max(0, min(event.seq, SEQ_MAX)) if event is not None else None,
-        record=stored.payload,
+        user[0],
+        user[1],
+        clean(entry.id),
+        era,
+        stored.seq,
+        epoch,
+        moment(stored.time_nanoseconds),
+        clean(entry.type) if entry.type is not None else None,
+        clean(entry.category) if entry.category is not None else None,
+        clean(entry.collapse_key) or None if entry.collapse_key else None,
+        zoned(entry.expires_at) if entry.expires_at is not None else None,
+        [] if withheld else [clean(channel) for channel in plan],
+        NEVER_SHOWN not in stored.headers,
+        clean(event.epoch) if event is not None else None,
+        _bounded(event.seq) if event is not None else None,
+        stored.payload,
         transaction_id=clean(entry.transaction_id) if entry.transaction_id is not None else None,
         withheld=withheld,
     )
@@ -257,11 +253,15 @@ def _row(user: User, stored: Delivered, entry: Entry, epoch: str, era: int) -> R
 
 def withheld_by(plan: dict[str, Any]) -> str | None:
     """Why a dispatcher has had the record stored, but shown to nobody; None: it has not."""
-    parts = list(plan.values())
-    if not parts or not all(isinstance(one, dict) and one.get("when") == "never" for one in parts):
-        return None
-    why = parts[0].get("why")
+    for one in plan.values():
+        if not isinstance(one, dict) or one.get("when") != "never":
+            return None
+    why = next(iter(plan.values())).get("why") if plan else None
     return clean(why) if isinstance(why, str) else None
+
+
+def _bounded(seq: int) -> int:
+    return seq if 0 <= seq <= SEQ_MAX else max(0, min(seq, SEQ_MAX))
 
 
 def _as_mark(stored: Delivered, entry: Entry) -> Mark:
@@ -290,4 +290,5 @@ def zoned(at: datetime | None) -> datetime | None:
 
 def moment(nanoseconds: int) -> datetime:
     """When a stream stored a message, to the microsecond: what a database keeps."""
-    return _UNIX + timedelta(microseconds=nanoseconds // 1000)
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return _UNIX + timedelta(0, seconds, rest // 1_000)

@@ -36,7 +36,7 @@ class Remembered:
     def __init__(self, since: Mapping[str, int] | None = None, bound: int = REMEMBERED_MAX) -> None:
         self._bound = bound
         self._added = 0
-        newest_last = sorted((since or {}).items(), key=lambda item: -item[1])
+        newest_last = sorted(since.items(), key=lambda item: -item[1]) if since else ()
         self._numbers = {id: -1 - count for id, count in newest_last}
 
     def add(self, id: str) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from typing import Any, Final
+
+from msgspec.structs import astuple
 
 from engine.partition.reader import Delivered
 from engine.postgres import Connection, Pool, transposed
 from projections.folds.changes import clean
-from projections.folds.inbox import Mark, User, UserChanges, decoded, fold
+from projections.folds.inbox import Mark, Row, User, UserChanges, decoded, fold
 from projections.folds.repeats import REMEMBERED_MAX
 from projections.postgres.store import TableStore
 from projections.projection import INBOX
 
-_COLUMNS: Final = (*INBOX.tables[0].columns, "kept_until", "version")
-_values: Final = attrgetter(*INBOX.tables[0].columns)
+_COLUMNS: Final = (*Row.__struct_fields__, "kept_until", "version")
 
 _KNOWN: Final = """
 SELECT i.tenant, i.user_id, i.id, (
@@ -94,7 +94,7 @@ class InboxStore(TableStore):
         new = [row for changes in users.values() for row in changes.rows.values()]
         if new:
             retention = await self._retention(connection, {row.tenant for row in new})
-            rows = [(*_values(row), retention.kept_until(row.tenant, row.stored_at), self._version) for row in new]
+            rows = [(*astuple(row), retention.kept_until(row.tenant, row.stored_at), self._version) for row in new]
             await connection.copy_records_to_table(f"inbox_{self._version}", records=rows, columns=_COLUMNS)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from seamark.protocol import subjects, unfit
+from seamark.protocol import subjects
 from seamark.protocol.errors import InvalidEvent, InvalidToken
 from seamark.protocol.limits import (
     CHANNELS_MAX,
@@ -28,6 +28,7 @@ from seamark.protocol.limits import (
     SEND_AHEAD_SECONDS_MAX,
 )
 from seamark.protocol.moments import check_moment
+from seamark.protocol.unfit import Unfit, pass_over
 
 Priority = Literal["critical", "high", "normal", "low"]
 Semantics = Literal["at_most_once", "at_least_once", "effectively_once"]
@@ -98,7 +99,7 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
     recipients: list[Recipient]
     traceparent: bytes
     tracestate: bytes
-    unfit: tuple[InvalidEvent, ...] = ()
+    unfit: tuple[Unfit, ...] = ()
 
 
 class Encoded(NamedTuple):
@@ -147,9 +148,9 @@ def accept(
     return Accepted(event, at, recipients, trace, state, wrong)
 
 
-def _read(payload: bytes) -> tuple[Event, tuple[InvalidEvent, ...]]:
+def _read(payload: bytes) -> tuple[Event, tuple[Unfit, ...]]:
     event = _decoded(payload)
-    return event, unfit.pass_over(event, payload, _ALL_CHANNELS)
+    return event, pass_over(event, payload, _ALL_CHANNELS)
 
 
 def _decoded(payload: bytes) -> Event:
@@ -376,7 +377,7 @@ def encode(
     checked = payload if len(named) == len(users) else msgspec.json.encode({**body, "to": named or ["somebody"]})
     accepted = accept(subjects.stored_event(subject, 0), checked)
     if accepted.unfit and not stored:
-        raise accepted.unfit[0]
+        raise InvalidEvent(*accepted.unfit[0])
     check_send_at(accepted.event, datetime.now(UTC))
     if accepted.event.priority == "low":
         subject = subjects.bulk_subject(tenant, key, type)

@@ -8,7 +8,7 @@ versions did: what there is not is passed over, and an event of which nothing is
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from seamark.protocol.errors import InvalidEvent
 
@@ -23,7 +23,17 @@ class Event(Protocol):
     transaction_id: str | None
 
 
-def pass_over(event: Event, payload: bytes, known: Mapping[str, object]) -> tuple[InvalidEvent, ...]:
+class Unfit(NamedTuple):
+    """What is unfit in an event, in the terms of `InvalidEvent`.
+
+    It is no exception itself: one that is kept and raised refers, by its traceback, to the frame that keeps it, and so stays.
+    """
+
+    reason: str
+    detail: str
+
+
+def pass_over(event: Event, payload: bytes, known: Mapping[str, object]) -> tuple[Unfit, ...]:
     """Take out of `event` what there is not; what was unfit, each as its publisher would be told.
 
     Users whose names have a NUL go, channels that are not among `known`, and a transaction that nobody can cancel. In a
@@ -40,7 +50,7 @@ def pass_over(event: Event, payload: bytes, known: Mapping[str, object]) -> tupl
     return unfit if payload.find(b"\\u0000") < 0 else (*unfit, *_nuls(event))
 
 
-def _channels(event: Event, named: list[str], known: Mapping[str, object]) -> Iterator[InvalidEvent]:
+def _channels(event: Event, named: list[str], known: Mapping[str, object]) -> Iterator[Unfit]:
     remedy = f"name some of {', '.join(known)}"
     if not named:
         raise InvalidEvent("channels", f"`channels` names none: leave it out, or {remedy}")
@@ -48,26 +58,26 @@ def _channels(event: Event, named: list[str], known: Mapping[str, object]) -> It
         return
     kept = [channel for channel in named if channel in known]
     unknown = next(channel for channel in named if channel not in known)
-    wrong = InvalidEvent("channels", f"`channels`: there is no channel {unknown[:80]!r}; {remedy}")
+    wrong = Unfit("channels", f"`channels`: there is no channel {unknown[:80]!r}; {remedy}")
     if not kept:
-        raise wrong
+        raise InvalidEvent(*wrong)
     event.channels = kept
     yield wrong
 
 
-def _nuls(event: Event) -> Iterator[InvalidEvent]:
+def _nuls(event: Event) -> Iterator[Unfit]:
     for name, label in (("category", event.category), ("collapse_key", event.collapse_key)):
         if label is not None and "\0" in label:
-            yield InvalidEvent(name, f"`{name}` holds a NUL, which cannot be stored: leave it out")
+            yield Unfit(name, f"`{name}` holds a NUL, which cannot be stored: leave it out")
     if event.category is not None:
         event.category = event.category.replace("\0", "\ufffd")
     if event.transaction_id is not None and "\0" in event.transaction_id:
         event.transaction_id = None
-        yield InvalidEvent("transaction_id", "`transaction_id`: a name with a NUL cannot be stored")
+        yield Unfit("transaction_id", "`transaction_id`: a name with a NUL cannot be stored")
     users = [user for user in event.to if "\0" not in user]
     if len(users) < len(event.to):
-        wrong = InvalidEvent("to", "`to` holds an impossible user: a name with a NUL cannot be stored")
+        wrong = Unfit("to", "`to` holds an impossible user: a name with a NUL cannot be stored")
         if not users:
-            raise wrong
+            raise InvalidEvent(*wrong)
         event.to = users
         yield wrong

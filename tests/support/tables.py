@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import msgspec
 from hypothesis import strategies as st
 
 from engine.partition.reader import Delivered
@@ -134,12 +135,12 @@ def as_stream(drawn: Iterable[tuple[str, int, Any]], prefix: str = "log.0.") -> 
 
 def expected_inbox(log: Sequence[Delivered], epoch: str = EPOCH) -> list[dict[str, Any]]:
     users = inbox_fold.fold(inbox_fold.decoded(log), epoch)
-    rows = [asdict(row) for changes in users.values() for row in changes.rows.values()]
+    rows = [msgspec.structs.asdict(row) for changes in users.values() for row in changes.rows.values()]
     return sorted(rows, key=lambda row: (row["tenant"], row["user_id"], row["seq"]))
 
 
 async def stored_inbox(connection: asyncpg.Connection) -> list[dict[str, Any]]:
-    names = ", ".join(inbox_fold.Row.__dataclass_fields__)
+    names = ", ".join(inbox_fold.Row.__struct_fields__)
     rows = await connection.fetch(
         f"SELECT {names} FROM inbox WHERE version = (SELECT version FROM projection_versions WHERE projection = 'inbox')"
         ' ORDER BY tenant COLLATE "C", user_id COLLATE "C", era, seq'

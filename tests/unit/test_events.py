@@ -1,7 +1,9 @@
 """Events: everything acted on is checked, each refusal says which field and why; what is unknown is left alone."""
 
 import contextlib
+import gc
 import json
+import weakref
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,24 @@ def test_what_is_refused_where_it_is_published_is_read_where_it_is_stored_alread
     for one in (unfit, refused.value):
         assert one.reason == field
         assert all(word in one.detail for word in words), one.detail
+
+
+@pytest.mark.parametrize(("field", "words", "said"), UNFIT, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_refusal_is_released_and_with_it_the_request_that_it_was_raised_in(
+    field: str, words: tuple[str, ...], said: dict[str, Any]
+) -> None:
+    def refused() -> weakref.ref[InvalidEvent]:
+        try:
+            events.encode(**{"type": "demo.hello", "to": ["alice"], "key": "alice", **said})
+        except InvalidEvent as error:
+            return weakref.ref(error)
+        raise AssertionError("it was not refused")
+
+    gc.disable()  # a gateway collects seldom, and what is held by something that is not tracked never
+    try:
+        assert refused()() is None
+    finally:
+        gc.enable()
 
 
 def test_channels_that_there_are_and_what_devices_need_stay_in_what_is_stored() -> None:
