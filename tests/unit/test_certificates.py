@@ -58,6 +58,8 @@ def saying(*parts: bytes, length: int | None = None, status: str = "200 OK") -> 
         said = sum(len(part) for part in parts) if length is None else length
         writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status.encode(), said))
         for part in parts:
+            if writer.is_closing():  # who asked has gone: uvloop's transport would raise a RuntimeError
+                return
             writer.write(part)
             await writer.drain()
             await asyncio.sleep(0.05)  # so that it is another segment
