@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.broker.jetstream import Outgoing
+from engine.broker.wire import line_of, value_of
 from engine.channels.channel import Job, Lane
 from engine.plan.rules import Channel
 from seamark.protocol.errors import InvalidToken
@@ -23,8 +24,13 @@ decode_job = msgspec.json.Decoder(Job).decode
 NO_JOB: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises where bytes are no job that this version knows."""
 
-_OTHERS_LINE: Final = re.compile(rb"(?!(?i:nats-))[!-9;-~]+:[\x20-\x7e]*")
-"""A header that is not the broker's."""
+_TIMES: Final = b"Seamark-Put-Back"
+"""The header of a message that workers could not read: how often they have put it back, as it stands."""
+
+_TIMES_LINE: Final = line_of(_TIMES)
+
+_OTHERS_LINE: Final = re.compile(rb"(?!(?i:nats-)|%b:)[!-9;-~]+:[\x20-\x7e]*" % _TIMES)
+"""A header that is neither the broker's nor that count."""
 
 NOBODY: Final = "?"
 """In place of a tenant and a user, where a subject names none."""
@@ -63,8 +69,16 @@ def schedule_of(job: Job, due: datetime) -> Outgoing:
     return Outgoing(f"jobsched.{place}.{name}", _encode(job), _schedule_lines(job_subject(job), milliseconds))
 
 
-def schedule_as_it_stands(subject: bytes, headers: bytes, payload: bytes, due: datetime) -> Outgoing:
-    """A message of JOBS, whatever it holds, to be handed out anew at `due`.
+def times_put_back(headers: bytes) -> int:
+    """How often workers that could not read a message have put it back."""
+    if _TIMES_LINE not in headers:  # nearly always
+        return 0
+    said = value_of(headers, _TIMES_LINE) or b""
+    return int(said) if said.isdigit() and len(said) < 9 else 0
+
+
+def schedule_as_it_stands(subject: bytes, headers: bytes, payload: bytes, due: datetime, times: int) -> Outgoing:
+    """A message of JOBS, whatever it holds, to be handed out anew at `due`, and for the `times`th time.
 
     Args:
         headers: the raw block. Those are kept that are not the broker's own.
@@ -73,7 +87,7 @@ def schedule_as_it_stands(subject: bytes, headers: bytes, payload: bytes, due: d
     _, channel, _, tenant, user = target.split(".")
     name = hashlib.blake2b(b"%b %b" % (subject, payload), digest_size=15).hexdigest()
     kept = [line + b"\r\n" for line in headers.split(b"\r\n")[1:] if _OTHERS_LINE.fullmatch(line)]
-    lines = _schedule_lines(target, milliseconds) + b"".join(kept)
+    lines = _schedule_lines(target, milliseconds) + b"".join(kept) + b"%b:%d\r\n" % (_TIMES, times)
     return Outgoing(f"jobsched.{channel}.{tenant}.{user}.{name}-{milliseconds}", payload, lines)
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from engine.broker import wire
 from engine.broker.connection import Subscription
@@ -25,6 +26,7 @@ from engine.jobs.messages import (
     message_of,
     schedule_as_it_stands,
     schedule_of,
+    times_put_back,
     unreadable_job,
 )
 from engine.plan.rules import Channel
@@ -44,16 +46,16 @@ is shorter than `ALONE_SECONDS`."""
 PULL_LOST_SECONDS: Final = 2 * PULL_EXPIRES_SECONDS
 """After so much silence the broker has lost a pull, or this process stood still: it orders anew."""
 
-UNREADABLE_DELIVERIES_MAX: Final = 3
-"""How often a message is handed out that a worker cannot read: while workers are replaced, one of a newer version may take it. It
-must not stay for ever, because the broker hands out so many at most that are not acknowledged, and others would wait for them."""
+UNREADABLE_TIMES: Final = 4
+"""How often a message that a worker cannot read is put back before it is set aside. While workers are replaced, one of a newer
+version may take it; two minutes are enough for most deployments to bring one. For ever it must not stay."""
 
-UNREADABLE_AGAIN_SECONDS: Final = 1.0
-"""After so long, times its deliveries, it is handed out again. Soon, as it is one of those many until then; and later each time,
-as the broker prefers what it hands out again to what is new."""
+UNREADABLE_SECONDS: Final = 30.0
+"""For so long it is put back: as a schedule, since the broker hands out so many messages at most that are not acknowledged, and
+jobs would wait for those that are kept for another worker."""
 
-UNREADABLE_AGAIN_SECONDS_MAX: Final = 30.0
-"""Later it is not, however often it was handed out: as where nobody has come to set it aside."""
+_REFUSED_SECONDS: Final = 5.0
+"""Where it can neither be put back nor set aside, it is handed out again after so long."""
 
 _ACK_WORDS: Final = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.…`; a longer form has a domain and an account before the stream."""
@@ -94,12 +96,11 @@ class PulledJob:
 
 
 class PulledUnreadable(NamedTuple):
-    """A message that cannot be read and was handed out often enough to be set aside.
-
-    It is handed out again until that is done.
+    """A message that cannot be read. It is handed out again until it is put back or set aside.
 
     Args:
         headers: the raw block.
+        times: how often workers have put it back.
     """
 
     broker: Broker
@@ -107,6 +108,7 @@ class PulledUnreadable(NamedTuple):
     subject: bytes
     headers: bytes
     unreadable: Unreadable
+    times: int = 0
 
     async def end(self) -> None:
         """Have it handed out no more; returns when the broker has said that it knows.
@@ -120,24 +122,20 @@ class PulledUnreadable(NamedTuple):
         """Have it handed out anew in so many seconds, as it stands; until then it holds no place among what is handed out.
 
         Raises:
-            BrokerError: that is not done, or nobody knows. Where it is, the message may be there twice, and has one letter.
+            BrokerError: that is not done, or nobody knows. Where it is, the message may be there twice: it has one letter, and
+                a worker that can read it takes it for one that others may have begun.
         """
         due = datetime.now(UTC) + timedelta(seconds=seconds)
-        made = schedule_as_it_stands(self.subject, self.headers, self.unreadable.payload, due)
+        made = schedule_as_it_stands(self.subject, self.headers, self.unreadable.payload, due, self.times + 1)
         await self.broker.append(made.subject, made.payload, made.named_headers, msg_id=made.subject)
         await self.end()
 
     def again(self) -> None:
         """Have it handed out again in some seconds."""
-        _again(self.broker, self.reply)
-
-
-def _again(broker: Broker, reply: bytes) -> None:
-    seconds = min(UNREADABLE_AGAIN_SECONDS * deliveries_of(reply), UNREADABLE_AGAIN_SECONDS_MAX)
-    try:
-        broker.publish(reply, b'-NAK {"delay": %d}' % int(seconds * 1e9))
-    except Unavailable:
-        return  # it is handed out again all the same, only later
+        try:
+            self.broker.publish(self.reply, b'-NAK {"delay": %d}' % int(_REFUSED_SECONDS * 1e9))
+        except Unavailable:
+            return  # it is handed out again all the same, only later
 
 
 def deliveries_of(reply: bytes) -> int:
@@ -159,7 +157,7 @@ class PulledLane:
 
     Args:
         on_news: called when a message has come.
-        on_unreadable: called with a message that cannot be read, once it was handed out `UNREADABLE_DELIVERIES_MAX` times.
+        on_unreadable: called with a message that cannot be read.
     """
 
     def __init__(
@@ -237,17 +235,15 @@ class PulledLane:
         except NO_JOB as error:
             # Only planners and workers write here: a newer version, or a fault of ours.
             self._unreadable.add(deliveries=deliveries_of(reply), error=type(error).__name__)
-            self._not_read(subject, reply, headers, payload)
+            unreadable = unreadable_job(self._channel, subject, payload)
+            self._on_unreadable(
+                PulledUnreadable(self._broker, reply, subject, headers, unreadable, times_put_back(headers))
+            )
         else:
+            if times_put_back(headers):  # as it stood, so it does not say itself that there may be two of it
+                job = replace(job, again=True)
             self.waiting.append(PulledJob(self._broker, reply, job, ordered_at))
         self._on_news()
-
-    def _not_read(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        if deliveries_of(reply) < UNREADABLE_DELIVERIES_MAX:
-            _again(self._broker, reply)
-            return
-        unreadable = unreadable_job(self._channel, subject, payload)
-        self._on_unreadable(PulledUnreadable(self._broker, reply, subject, headers, unreadable))
 
     def _brought(self, count: int) -> float:
         """So many that were on order have come, or will not come. Since when they were, for sure: the oldest order's time."""

@@ -16,7 +16,15 @@ from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.desk import NotNow
 from engine.jobs.handling import LEASE_SECONDS, SEND_SECONDS, Handler
 from engine.jobs.messages import LANES
-from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane, PulledUnreadable
+from engine.jobs.queue import (
+    ACK_WAIT_SECONDS,
+    KEEP_SECONDS,
+    UNREADABLE_SECONDS,
+    UNREADABLE_TIMES,
+    PulledJob,
+    PulledLane,
+    PulledUnreadable,
+)
 from engine.plan.rules import Channel
 from engine.tasks import end_if_cancelled
 from engine.traces.lines import about_followed
@@ -60,6 +68,7 @@ class Worker:
         self._busy: dict[asyncio.Task[None], PulledJob] = {}
         self._aside: set[asyncio.Task[None]] = set()
         self._not_aside = CountedLine("seamark.worker", "job_not_set_aside", channel=channel)
+        self._broken = CountedLine("seamark.worker", "job_not_set_aside", channel=channel)
 
     async def run(self) -> None:
         """Take jobs for as long as it is not cancelled; then hand back what is not begun, and finish the rest."""
@@ -120,7 +129,7 @@ class Worker:
                 _log.exception("job_not_handled", channel=self.channel, lane=pulled.job.lane)
 
     def _on_unreadable(self, pulled: PulledUnreadable) -> None:
-        """Set a message aside that cannot be read; with too many under way, when it is handed out again."""
+        """Put a message back that cannot be read, or set it aside; with too many under way, when it is handed out again."""
         if len(self._aside) >= AT_A_TIME:
             pulled.again()
             return
@@ -130,18 +139,33 @@ class Worker:
 
     async def _set_aside(self, pulled: PulledUnreadable) -> None:
         try:
-            try:
-                await self._handler.set_aside(pulled.unreadable)
-            except NotNow as error:
-                await pulled.put_back(error.seconds)
+            wait = UNREADABLE_SECONDS if pulled.times < UNREADABLE_TIMES else await self._keep_letter(pulled)
+            if wait:
+                await pulled.put_back(wait)
                 return
             await pulled.end()
         except Exception as error:
-            passing = isinstance(error, BrokerError | StoreUnavailable)
-            self._not_aside.add(error=type(error).__name__, exc_info=not passing)
+            self._tell_not_aside(error)
             pulled.again()
         else:
             metrics.jobs_unreadable.labels(self.channel).inc()
+
+    async def _keep_letter(self, pulled: PulledUnreadable) -> float:
+        """End a message with a letter that keeps it. After how many seconds that is to be tried again; 0: it is done."""
+        try:
+            await self._handler.set_aside(pulled.unreadable)
+        except NotNow as error:
+            return error.seconds
+        except Exception as error:
+            # Whatever is the matter with letters, jobs that need none must not wait for it.
+            self._tell_not_aside(error)
+            return UNREADABLE_SECONDS
+        return 0.0
+
+    def _tell_not_aside(self, error: Exception) -> None:
+        passing = isinstance(error, BrokerError | StoreUnavailable)
+        line = self._not_aside if passing else self._broken
+        line.add(error=type(error).__name__, exc_info=not passing)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._busy.pop(task, None)

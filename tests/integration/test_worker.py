@@ -14,6 +14,8 @@ from redis.asyncio import Redis
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Outcome
+from engine.errors import Unavailable
+from engine.jobs import queue
 from engine.jobs.claims import Done
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.handling import Handler
@@ -285,13 +287,19 @@ async def test_a_lane_has_a_durable_of_its_own_and_nobody_else_reads_it(broker: 
     assert set(listed["consumers"]) == wanted
 
 
+async def with_places(broker: Broker, places: int) -> None:
+    """Let the lane hand out so many jobs of which it has heard no more, each for as long as the shipped files say."""
+    config = (await broker.api(f"CONSUMER.INFO.JOBS.{job_consumer('push', 'normal')}"))["config"]
+    config |= {"max_ack_pending": places, "ack_wait": int(ACK_WAIT_SECONDS * 1e9)}
+    await broker.api(f"CONSUMER.CREATE.JOBS.{config['name']}", {"stream_name": "JOBS", "config": config})
+
+
 async def test_messages_that_no_worker_can_read_become_dead_letters_and_keep_nobody_waiting(
-    broker: Broker, redis: Redis
+    broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than the broker hands out unacknowledged would keep the jobs of everybody waiting, for ever."""
-    config = (await broker.api(f"CONSUMER.INFO.JOBS.{job_consumer('push', 'normal')}"))["config"]
-    config |= {"max_ack_pending": 4, "ack_wait": int(ACK_WAIT_SECONDS * 1e9)}
-    await broker.api(f"CONSUMER.CREATE.JOBS.{config['name']}", {"stream_name": "JOBS", "config": config})
+    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", 0.5)
+    await with_places(broker, 4)
     unreadable = [b'{"id":"newer%d","type":"a.b","first_at":17}' % number for number in range(6)]
     for number, payload in enumerate([*unreadable, b"no json"]):
         await broker.append(f"job.push.normal.default.u{number % 2}", payload)
@@ -309,3 +317,50 @@ async def test_messages_that_no_worker_can_read_become_dead_letters_and_keep_nob
     assert {one.letter.user for one in found} == {"u0", "u1"}
     told = await ends(broker)
     assert all(told[f"newer{number}"] == ["failed"] for number in range(6))
+
+
+class NoLetters(Journal):
+    """DEAD-LETTERS has no leader."""
+
+    async def set_aside(self, job: Job, done: Done, payload: bytes) -> None:
+        raise Unavailable("no leader")
+
+
+async def test_while_no_letter_can_be_stored_messages_that_no_worker_can_read_keep_nobody_waiting(
+    broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_TIMES", 1)
+    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", 1.0)
+    await with_places(broker, 4)
+    for number in range(6):
+        await broker.append(f"job.push.normal.default.u{number % 2}", b'{"id":"newer%d"}' % number)
+    desk = Desk()
+    async with at_work(broker, redis, desk, NoLetters(broker)):
+        await asyncio.sleep(3)  # each was to be set aside by now
+        await add(broker, jobs(3))
+        await eventually(lambda: set(desk.accepted) == {"n0", "n1", "n2"}, seconds=10)
+    async with at_work(broker, redis, desk, Journal(broker)):
+        await eventually(lambda: all_done(broker), seconds=10)
+    assert {one.letter.id async for one in letters(broker, Filter(kind="job"))} == {f"newer{n}" for n in range(6)}
+
+
+@pytest.mark.parametrize("journal", [Journal, NoLetters])
+async def test_a_job_that_only_newer_workers_can_read_is_left_to_them_and_sent_once(
+    broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch, journal: type[Journal]
+) -> None:
+    """However fast older ones find that they cannot read it, and whether or not letters can be stored meanwhile."""
+    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", 1.0)
+    if journal is NoLetters:
+        monkeypatch.setattr("engine.jobs.worker.UNREADABLE_TIMES", 0)
+    await with_places(broker, 1000)
+    await add(broker, jobs(50))
+    desk = Desk()
+    with monkeypatch.context() as older:
+        older.setattr(queue, "decode_job", lambda payload: msgspec.json.decode(payload, type=int))
+        async with at_work(broker, redis, desk, journal(broker)):
+            await asyncio.sleep(3 if journal is Journal else 2.5 * DELIVERIES_MAX)
+    assert not desk.accepted
+    async with at_work(broker, redis, desk, Journal(broker)):
+        await eventually(lambda: all_done(broker), seconds=20)
+    assert desk.accepted == {f"n{number}": 1 for number in range(50)}
+    assert [one async for one in letters(broker, Filter(kind="job"))] == []
