@@ -31,13 +31,11 @@ from projections.unread.store import asked, key_prefix, read_version
 from seamark.protocol.subjects import (
     DEAD_LETTERS_STREAM,
     RECEIPTS_STREAM,
+    UserSubjects,
     encode_token,
-    job_letter_subject,
-    live_subject,
     log_stream,
-    log_subject,
     partition_of,
-    receipt_subject,
+    user_subjects,
 )
 
 _log = structlog.get_logger("seamark.erasure")
@@ -158,26 +156,37 @@ class Eraser:
         async with asking(self._pool) as connection:
             rows = await connection.fetch(_DUE, AT_ONCE)
         for row in rows:
-            deletion = Deletion(
-                row["tenant"],
-                row["user_id"],
-                row["deleted_at"],
-                row["passes"],
-                msgspec.json.decode(row["bounds"], type=dict[str, tuple[str, int]]) if row["bounds"] else {},
-                row["erased_at"],
-            )
-            ended = (row["now"] - deletion.deleted_at).total_seconds() > TOMBSTONE_SECONDS
             try:
-                if ended and deletion.erased_at is not None:
-                    await self._forget(deletion)
-                else:
-                    await self._pass(deletion, row["now"])
+                await self._look_after(row)
             except (BrokerError, TopologyError, StoreUnavailable) as error:
-                _log.warning("user_not_erased", passes=deletion.passes, why=str(error)[:200] or type(error).__name__)
-                async with asking(self._pool) as connection:
-                    args = deletion.tenant, deletion.user, FAILED_SECONDS, deletion.deleted_at
-                    await connection.execute(_POSTPONE, *args)
+                why = str(error)[:200] or type(error).__name__
+                _log.warning("user_not_erased", passes=row["passes"], why=why)
+                await self._postpone(row)
+            except Exception as error:
+                # A fault of ours must not look like an outage, and keeps nobody waiting but whom it meets.
+                _log.exception("user_not_erased", passes=row["passes"], why=type(error).__name__)
+                await self._postpone(row)
         return len(rows)
+
+    async def _look_after(self, row: Any) -> None:
+        deletion = Deletion(
+            row["tenant"],
+            row["user_id"],
+            row["deleted_at"],
+            row["passes"],
+            msgspec.json.decode(row["bounds"], type=dict[str, tuple[str, int]]) if row["bounds"] else {},
+            row["erased_at"],
+        )
+        ended = (row["now"] - deletion.deleted_at).total_seconds() > TOMBSTONE_SECONDS
+        if ended and deletion.erased_at is not None:
+            await self._forget(deletion)
+        else:
+            await self._pass(deletion, row["now"])
+
+    async def _postpone(self, row: Any) -> None:
+        async with asking(self._pool) as connection:
+            args = row["tenant"], row["user_id"], FAILED_SECONDS, row["deleted_at"]
+            await connection.execute(_POSTPONE, *args)
 
     async def _pass(self, deletion: Deletion, now: datetime) -> None:
         """Take away all that is there, then note when to come again."""
@@ -190,7 +199,7 @@ class Eraser:
         gone = not found and not waits and deletion.passes > 0
         again = DAILY if gone or deletion.erased_at else timedelta(seconds=_again(deletion.passes))
         if found or deletion.passes == 0:
-            self._broker.publish(live_subject(self._partition(tenant, user), tenant, user), ERASED)
+            self._broker.publish(self._subjects(tenant, user).live, ERASED)
         # Whoever finds nothing right after another pass cannot know that nothing is under way.
         erased_at = now if gone and _again(deletion.passes - 1) >= SETTLED_SECONDS else None
         if gone and erased_at is None and deletion.erased_at is None:
@@ -212,15 +221,15 @@ class Eraser:
         Streams go first: what is folded from them meanwhile is gone with the rows, or found by the next pass.
         """
         tenant, user = deletion.tenant, deletion.user
-        p = self._partition(tenant, user)
+        at, log = self._subjects(tenant, user), log_stream(self._partition(tenant, user))
         async with transaction(self._pool, SWEEP_SECONDS) as connection:
             await connection.execute(IDLE)
             if await connection.fetchval(_TOMBSTONE, tenant, user) != deletion.deleted_at:
                 return None
             found = {
-                log_stream(p): await self._purge(log_stream(p), log_subject(p, tenant, user)),
-                RECEIPTS_STREAM: await self._purge(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
-                DEAD_LETTERS_STREAM: await self._purge(DEAD_LETTERS_STREAM, job_letter_subject(tenant, user, "*", "*")),
+                log: await self._purge(log, at.log),
+                RECEIPTS_STREAM: await self._purge(RECEIPTS_STREAM, at.receipts),
+                DEAD_LETTERS_STREAM: await self._purge(DEAD_LETTERS_STREAM, at.letters),
             }
             found["directory"] = await forget_user(connection, tenant, user)
             found["campaigns"] = int((await connection.execute(_UNNAME, tenant, user)).rpartition(" ")[2])
@@ -233,11 +242,11 @@ class Eraser:
 
     async def remains(self, tenant: str, user: str) -> dict[str, int]:
         """How much there is of a user, by place; places without anything are left out. Nothing is changed."""
-        p = self._partition(tenant, user)
+        at, log = self._subjects(tenant, user), log_stream(self._partition(tenant, user))
         found = {
-            log_stream(p): await self._messages(log_stream(p), log_subject(p, tenant, user)),
-            RECEIPTS_STREAM: await self._messages(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
-            DEAD_LETTERS_STREAM: await self._messages(DEAD_LETTERS_STREAM, job_letter_subject(tenant, user, "*", "*")),
+            log: await self._messages(log, at.log),
+            RECEIPTS_STREAM: await self._messages(RECEIPTS_STREAM, at.receipts),
+            DEAD_LETTERS_STREAM: await self._messages(DEAD_LETTERS_STREAM, at.letters),
             "Redis": await asked(self._redis.exists(*await self._keys(tenant, user))),
         }
         async with asking(self._pool, SWEEP_SECONDS) as connection:
@@ -305,6 +314,9 @@ class Eraser:
 
     def _partition(self, tenant: str, user: str) -> int:
         return partition_of(encode_token(tenant), encode_token(user), self._partitions)
+
+    def _subjects(self, tenant: str, user: str) -> UserSubjects:
+        return user_subjects(self._partition(tenant, user), tenant, user)
 
 
 async def find_deletion(pool: Pool, tenant: str, user: str) -> Deletion | None:

@@ -8,6 +8,7 @@ import msgspec
 
 from engine.campaigns.draft import Audience, Condition
 from seamark.protocol.limits import RECIPIENTS_MAX
+from seamark.protocol.subjects import NO_USERS
 
 WINDOW_USERS: Final = RECIPIENTS_MAX + 1
 """Users looked at for one page: one more than it can hold, so that it is seen where it ends."""
@@ -46,7 +47,7 @@ class Question:
         self.limit = WINDOW_USERS if audience.segment is None else SCAN_USERS
         self._source = self._from(audience)
         self._meets = "true" if audience.segment is None else self._all(audience.segment)
-        self._out = self._excluded(exclude)
+        self._out = f"({self._excluded(exclude)} OR s.user_id ^@ ANY ({self._arg(NO_USERS)}::text[]))"
 
     @property
     def window(self) -> str:

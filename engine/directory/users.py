@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from engine.directory.contacts import address_hash, checked_email, checked_local
 from engine.limits import ATTRIBUTE_BYTES_MAX, ATTRIBUTE_DEPTH_MAX
 from engine.postgres import Connection
 from seamark.protocol.errors import InvalidToken, SeamarkError
-from seamark.protocol.subjects import encode_user
+from seamark.protocol.subjects import encode_token, encode_user
 
 Attributes = dict[str, Any]
 
@@ -132,14 +133,27 @@ def checked_user_id(id: str, member: str = "id") -> str:
     """An id that a user may have. `member`: what has said it.
 
     Raises:
+        ValueError: no subject or row can have it, or no user may be called so.
+    """
+    return _checked(encode_user, id, member)
+
+
+def checked_stored_id(id: str, member: str = "id") -> str:
+    """An id that a stored user may have: earlier versions let users be called as nobody may be any more.
+
+    They can be read, deleted and taken out of topics, and nothing else.
+
+    Raises:
         ValueError: no subject or row can have it.
     """
+    return _checked(encode_token, id, member)
+
+
+def _checked(encode: Callable[[str], str], id: str, member: str) -> str:
     try:
-        encode_user(id)
+        encode(id)
     except InvalidToken as error:
         raise ValueError(f"`{member}`: {error}") from error
-    if "\0" in id:
-        raise ValueError(f"`{member}`: a name with a NUL cannot be stored")
     return id
 
 

@@ -14,14 +14,17 @@ from gateway.context import Context
 from gateway.limits import DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.limits import RECIPIENTS_MAX
-from seamark.protocol.subjects import TOPIC
+from seamark.protocol.subjects import NO_USERS, TOPIC
 
 TOPICS_PER_EVENT: Final = 10
 """Topics that one event may name: each is a question that reads up to 10 000 rows."""
 
 _PLACES: Final = Shares(DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT)
 
-_MEMBERS: Final = "SELECT user_id FROM topic_members WHERE tenant = $1 AND topic = $2 ORDER BY user_id LIMIT $3"
+# Topics that earlier versions have filled may hold users whom no event may name: they must not stop the others.
+_MEMBERS: Final = """
+SELECT user_id FROM topic_members WHERE tenant = $1 AND topic = $2 AND NOT user_id ^@ ANY ($4::text[]) ORDER BY user_id LIMIT $3
+"""
 
 
 async def expanded(context: Context, tenant: str, to: list[str]) -> list[str]:
@@ -40,7 +43,8 @@ async def expanded(context: Context, tenant: str, to: list[str]) -> list[str]:
     with _PLACES.place(tenant):
         async with reading(context) as connection:
             for topic in topics:
-                rows = await connection.fetch(_MEMBERS, tenant, topic.removeprefix(TOPIC), RECIPIENTS_MAX + 1)
+                args = topic.removeprefix(TOPIC), RECIPIENTS_MAX + 1, NO_USERS
+                rows = await connection.fetch(_MEMBERS, tenant, *args)
                 users |= {row["user_id"]: None for row in rows}
     if len(users) > RECIPIENTS_MAX:
         said = f"`to` is for more than {RECIPIENTS_MAX} users with the members of its topics"

@@ -9,7 +9,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from engine.directory.changing import Directory
-from engine.directory.users import checked_user_id
+from engine.directory.users import checked_stored_id, checked_user_id
 from engine.postgres import Connection, asking
 from gateway.access.shares import Shares
 from gateway.context import Context
@@ -27,11 +27,19 @@ Version = Annotated[int, msgspec.Meta(ge=0, le=VERSION_MAX)]
 """Only if this is still the version of what is there; 0: only if there is nothing."""
 
 
-class UserAt(msgspec.Struct, frozen=True):
-    """A user in the path. `version`: only if he still has it; 0: only if there is no such user."""
+class StoredUserAt(msgspec.Struct, frozen=True):
+    """A user in the path who is read or deleted. `version`: only if he still has it; 0: only if there is no such user."""
 
     id: str
     version: Version | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where nobody can be stored so."""
+        checked_stored_id(self.id)
+
+
+class UserAt(StoredUserAt, frozen=True):
+    """A user in the path who is made or changed."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where no user can be called so."""

@@ -15,7 +15,7 @@ from engine.plan.profile import Profile
 from engine.profiles.preferences import Stored, find_preferences, patch_preferences
 from engine.profiles.reader import read_profile
 from gateway.access.principals import Scope, Service, User
-from gateway.api.directory import PLACES, UserAt, Version, checked, directory_of, reading
+from gateway.api.directory import PLACES, StoredUserAt, UserAt, Version, checked, directory_of, reading
 from gateway.api.explain import rules_of
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
@@ -89,7 +89,7 @@ async def patch_own_preferences(call: Call[User, PreferencesQuery, Patch]) -> He
 
 
 @Endpoint("GET", "/v1/users/{id}/preferences", scope=Scope.USERS_READ, places=PLACES, refuses=(USER_DELETED,))
-async def preferences_of_user(call: Call[Service, UserAt, None]) -> Held:
+async def preferences_of_user(call: Call[Service, StoredUserAt, None]) -> Held:
     """A user's preferences, as he sees them himself."""
     return await _held(call.context, call.principal.tenant, call.query.id)
 

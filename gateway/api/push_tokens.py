@@ -10,7 +10,7 @@ from engine.directory import push_tokens
 from engine.directory.push_tokens import HeldElsewhere, NewToken, StoredToken, TokenId
 from engine.errors import StoreUnavailable
 from gateway.access.principals import Scope, Service, User
-from gateway.api.directory import PLACES, UserAt, directory_of, reading
+from gateway.api.directory import PLACES, StoredUserAt, UserAt, directory_of, reading
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import USER_DELETED
@@ -32,8 +32,14 @@ class TokenAt(msgspec.Struct, frozen=True):
     token_id: TokenId
 
 
+class StoredTokenAt(StoredUserAt, frozen=True, kw_only=True):
+    """A token of a user that is removed."""
+
+    token_id: TokenId
+
+
 class TokenOfUserAt(UserAt, frozen=True, kw_only=True):
-    """A token of a user."""
+    """A token of a user that is registered."""
 
     token_id: TokenId
 
@@ -65,7 +71,7 @@ async def remove_own_token(call: Call[User, TokenAt, None]) -> Removed:
 
 
 @Endpoint("GET", "/v1/users/{id}/devices", scope=Scope.DEVICES_READ, places=PLACES)
-async def tokens_of_user(call: Call[Service, UserAt, None]) -> Tokens:
+async def tokens_of_user(call: Call[Service, StoredUserAt, None]) -> Tokens:
     """The push tokens of a user."""
     return await _tokens(call.context, call.principal.tenant, call.query.id)
 
@@ -77,7 +83,7 @@ async def register_token(call: Call[Service, TokenOfUserAt, NewToken]) -> Stored
 
 
 @Endpoint("DELETE", "/v1/users/{id}/devices/{token_id}", scope=Scope.DEVICES_WRITE, places=PLACES)
-async def remove_token(call: Call[Service, TokenOfUserAt, None]) -> Removed:
+async def remove_token(call: Call[Service, StoredTokenAt, None]) -> Removed:
     """Remove a push token of a user."""
     return await _remove(call.context, call.principal.tenant, call.query.id, call.query.token_id)
 

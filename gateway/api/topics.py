@@ -8,7 +8,7 @@ import msgspec
 
 from engine.directory import topics
 from engine.directory.topics import Member, Topic, TopicName
-from engine.directory.users import checked_user_id
+from engine.directory.users import checked_stored_id, checked_user_id
 from engine.limits import MEMBERS_PER_CHANGE
 from engine.postgres import transaction
 from gateway.access.principals import Scope, Service
@@ -31,10 +31,24 @@ class MembersAt(PageQuery, frozen=True, kw_only=True):
     name: TopicName
 
 
+Users = Annotated[list[str], msgspec.Meta(min_length=1, max_length=MEMBERS_PER_CHANGE)]
+
+
+class FormerMembers(msgspec.Struct, forbid_unknown_fields=True):
+    """Users who are taken out, each once or more."""
+
+    users: Users
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where nobody can be stored so."""
+        for index, user in enumerate(self.users):
+            checked_stored_id(user, f"users[{index}]")
+
+
 class Members(msgspec.Struct, forbid_unknown_fields=True):
     """Users, each once or more."""
 
-    users: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MEMBERS_PER_CHANGE)]
+    users: Users
 
     def __post_init__(self) -> None:
         """Raise ValueError where no user can be called so."""
@@ -121,7 +135,7 @@ async def add_members(call: Call[Service, TopicAt, Members]) -> Count:
     body_bytes=MEMBERS_BODY_BYTES,
     refuses=(NOT_FOUND,),
 )
-async def remove_members(call: Call[Service, TopicAt, Members]) -> Count:
+async def remove_members(call: Call[Service, TopicAt, FormerMembers]) -> Count:
     """Take up to 1000 users out of a topic, which stays, with whoever is left."""
     async with transaction(directory_of(call.context).pool, DIRECTORY_SECONDS) as connection:
         left = await topics.remove_members(connection, call.principal.tenant, call.query.name, call.body.users)

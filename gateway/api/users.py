@@ -10,7 +10,7 @@ import msgspec
 from engine.directory import users
 from engine.directory.users import User, UserFields, UserPatch
 from gateway.access.principals import Scope, Service
-from gateway.api.directory import PLACES, UserAt, checked, directory_of, reading, there
+from gateway.api.directory import PLACES, StoredUserAt, UserAt, checked, directory_of, reading, there
 from gateway.api.pages import PageQuery, begin_of, cut
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, NOT_FOUND, USER_DELETED, VERSION_CONFLICT
@@ -37,7 +37,7 @@ async def user_page(call: Call[Service, PageQuery, None]) -> UserPage:
 
 
 @Endpoint("GET", "/v1/users/{id}", scope=Scope.USERS_READ, places=PLACES, refuses=(NOT_FOUND,))
-async def get_user(call: Call[Service, UserAt, None]) -> User:
+async def get_user(call: Call[Service, StoredUserAt, None]) -> User:
     """A user."""
     async with reading(call.context) as connection:
         return there(await users.find_user(connection, call.principal.tenant, call.query.id), "such user")
@@ -86,7 +86,7 @@ class Deleted(msgspec.Struct):
 
 
 @Endpoint("DELETE", "/v1/users/{id}", scope=Scope.USERS_WRITE, status=202, places=PLACES, refuses=(VERSION_CONFLICT,))
-async def delete_user(call: Call[Service, UserAt, None]) -> Deleted:
+async def delete_user(call: Call[Service, StoredUserAt, None]) -> Deleted:
     """Delete a user. His row, tokens and memberships are gone with the answer; log, inbox, deliveries and counts within minutes.
 
     He needs no row: any user who has a log can be deleted. For 31 days nothing that arrives late brings him back.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from engine.directory.users import checked_user_id
+from engine.directory.users import checked_stored_id
 from engine.directory.webhooks import (
     EndpointSettings,
     NewEndpoint,
@@ -49,9 +49,9 @@ class EndpointsQuery(PageQuery, frozen=True):
     user: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError where no user is called so."""
+        """Raise ValueError where nobody can be stored so."""
         if self.user is not None:
-            checked_user_id(self.user, "user")
+            checked_stored_id(self.user, "user")
 
 
 class SecretBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -23,13 +23,13 @@ def log(
     async def run() -> None:
         from engine.broker.jetstream import connect
         from engine.log.incarnations import read_partitions
-        from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of
+        from seamark.protocol.subjects import encode_token, log_stream, partition_of, user_subjects
 
         name = tenant or "default"
         broker = await connect(nats_settings(folder, "seamark-log"))
         try:
             partition = partition_of(encode_token(name), encode_token(user), await read_partitions(broker))
-            stream, subject = log_stream(partition), log_subject(partition, name, user)
+            stream, subject = log_stream(partition), user_subjects(partition, name, user).log
             epoch = (await broker.stream(stream)).epoch
             found = await _read(broker, stream, subject, limit)
         finally:

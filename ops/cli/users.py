@@ -125,10 +125,10 @@ def delete(
         typer.confirm(f"Delete user {user!r} of tenant {name!r}, and all he has?", abort=True, err=True)
 
     async def work(directory: Directory) -> datetime:
-        from engine.directory.users import checked_user_id, delete_user
+        from engine.directory.users import checked_stored_id, delete_user
 
         try:
-            checked_user_id(user)
+            checked_stored_id(user)
         except ValueError as error:
             raise InvalidSetting(str(error)) from error
         async with directory.changing(name, [user]) as change:

@@ -11,7 +11,7 @@ import functools
 import re
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -264,6 +264,27 @@ def live_subject(partition: int, tenant: str, user: str) -> str:
 def receipt_subject(partition: int, tenant: str, user: str) -> str:
     """Where delivery facts about a user's records are stored."""
     return f"rcpt.{partition}.{encode_token(tenant)}.{encode_user(user)}"
+
+
+class UserSubjects(NamedTuple):
+    """All that streams keep of a user. `letters` is for all of his jobs that ended without success."""
+
+    log: str
+    live: str
+    receipts: str
+    letters: str
+
+
+def user_subjects(partition: int, tenant: str, user: str) -> UserSubjects:
+    """The subjects of a user whatever he is called, to read and to erase what there is.
+
+    Earlier versions stored something under names that no user may have any more. Whoever stores takes `log_subject` and the
+    others, which refuse such names.
+    """
+    name = f"{encode_token(tenant)}.{encode_token(user)}"
+    return UserSubjects(
+        f"log.{partition}.{name}", f"live.{partition}.{name}", f"rcpt.{partition}.{name}", f"dlq.job.{name}.*.*"
+    )
 
 
 def mark_subject(place: int | str, event_partition: int | str) -> str:

@@ -126,6 +126,20 @@ async def test_an_audience_is_read_in_byte_order_without_those_who_are_excluded(
         await pool.execute("DELETE FROM campaigns")
 
 
+async def test_a_forecast_counts_and_shows_nobody_whom_no_event_may_name(pool: Pool) -> None:
+    stored = ("anna", "bob", "segment:x", "topic:y")  # earlier versions let the last two be
+    await add_users(pool, {user: {} for user in stored})
+    await join(pool, "news", *stored)
+    commands, table = Campaigns(pool), CampaignTable(pool)
+    for number, audience in enumerate((Audience(everyone=True), Audience(topic="news"))):
+        for exclude, found in ((None, ["anna", "bob"]), (Audience(users=("bob",)), ["anna"])):
+            asked = draft(audience, f"c{number}{len(found)}", exclude=exclude)
+            await commands.create(T, asked)
+            assert await users_of(table, asked.id) == found
+            assert await commands.size(T, asked) == Size(4, 4 - len(found))
+            assert sorted(await commands.sample(T, asked, 10)) == found
+
+
 async def test_a_user_who_was_deleted_is_not_brought_back_by_a_campaign_that_names_him(pool: Pool) -> None:
     await pool.execute("INSERT INTO profiles (tenant, user_id, version, deleted_at) VALUES ($1, 'gone', 2, now())", T)
     await Campaigns(pool).create(T, draft(Audience(users=("gone", "here"))))

@@ -12,6 +12,7 @@ import asyncpg
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from engine.broker.jetstream import Broker
 from engine.campaigns.commands import Campaigns
@@ -63,7 +64,7 @@ class House:
         """Users with all that a directory knows."""
         for id in ids:
             async with Directory(self.pool).changing(TENANT, [id]) as change:
-                await put_user(change, id, UserFields(email=f"{id}@example.com"))
+                await put_user(change, id, UserFields(email=f"{id.replace(':', '-')}@example.com"))
                 await register_token(change, id, "phone", NewToken(platform="fcm", app="shop", token=id))
             async with transaction(self.pool) as connection:
                 await topics.add_members(connection, TENANT, "news", [id])
@@ -256,6 +257,43 @@ async def test_a_user_whose_pass_fails_keeps_nobody_else_waiting(house: House) -
     house.eraser.take_away = take_away  # type: ignore[method-assign]
     await house.round(3)
     assert await house.erased("alice")
+
+
+async def test_an_error_that_nobody_foresaw_is_no_outage_and_keeps_nobody_else_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user in ("alice", "bob"):
+        await house.make(user)
+        await house.delete(user)
+    await house.pool.execute("UPDATE deletions SET due_at = now() - interval '1 hour' WHERE user_id = 'alice'")
+    take_away = house.eraser.take_away
+
+    async def failing(deletion: Deletion) -> dict[str, int] | None:
+        return {}["none"] if deletion.user == "alice" else await take_away(deletion)
+
+    monkeypatch.setattr(house.eraser, "take_away", failing)
+    with capture_logs() as logs:
+        assert await house.eraser.round() == 2
+    [said] = [line for line in logs if line["event"] == "user_not_erased"]
+    assert (said["log_level"], said["why"], said["exc_info"]) == ("error", "KeyError", True)
+    assert dict(await house.pool.fetch("SELECT user_id, passes FROM deletions")) == {"alice": 0, "bob": 1}
+    assert await house.pool.fetchval("SELECT due_at > now() FROM deletions WHERE user_id = 'alice'"), "not at once"
+
+
+async def test_a_user_who_could_not_be_called_so_any_more_is_erased_as_all_others(house: House) -> None:
+    await house.make("segment:x", "bob")  # as an earlier version let him be
+    p, name = house.eraser._partition(TENANT, "segment:x"), "default.segment=3Ax"
+    for subject in (f"log.{p}.{name}", f"rcpt.{p}.{name}", f"dlq.job.{name}.push.j1"):
+        await house.broker.append(subject, b"{}")
+    places = {log_stream(p), "RECEIPTS", "DEAD-LETTERS", "users", "push_tokens", "topic_members"}
+    assert set(await house.remains("segment:x")) == places
+    for user in ("segment:x", "bob"):
+        await house.delete(user)
+    await house.round()
+    assert not await house.remains("segment:x")
+    await house.round(3)
+    assert await house.erased("segment:x")
+    assert await house.erased("bob")
 
 
 async def test_a_tenant_that_has_many_deleted_at_once_keeps_no_other_waiting(

@@ -32,6 +32,23 @@ async def test_an_event_for_a_topic_is_stored_once_for_those_who_are_its_members
     assert (event["to"], event["data"]) == (["zoe", "anna", "bob"], {"off": 20})
 
 
+async def test_members_whom_no_event_may_name_keep_the_others_from_nothing(
+    nats_server: NatsServer, postgres: str, pool: Pool
+) -> None:
+    await join(pool, "news", ["bob", "segment:x", "topic:y"])  # earlier versions let them be
+    await join(pool, "large", ["segment:x", *(f"u{number}" for number in range(RECIPIENTS_MAX + 1))])
+    await join(pool, "none", ["segment:x"])
+    async with with_keys(nats_server, postgres) as gateway:
+        status, answer = await post(gateway, EVENT)
+        assert status == 202, answer
+        stored = await gateway.broker.leader_next("EVENTS", "ev.>", 1)
+        assert stored is not None
+        assert json.loads(stored.payload)["to"] == ["zoe", "bob"]
+        for topic, said in (("large", "start a campaign"), ("none", "nobody is a member")):
+            status, problem = await post(gateway, EVENT | {"to": [f"topic:{topic}"]})
+            assert (status, said in problem["detail"]) == (400, True), problem
+
+
 async def test_a_topic_that_one_event_cannot_be_for_is_refused_with_the_remedy_and_nothing_is_stored(
     nats_server: NatsServer, postgres: str, pool: Pool
 ) -> None:

@@ -17,6 +17,7 @@ from engine.directory.topics import TopicName
 from engine.directory.users import (
     UserFields,
     UserPatch,
+    checked_stored_id,
     checked_user_id,
     encoded_attributes,
     merged,
@@ -241,7 +242,15 @@ def test_the_hash_of_an_address_in_ascii_or_with_a_domain_that_no_mail_can_go_to
     assert address_hash("email", "Mu\u0308ller@x.de") != address_hash("email", "Müller@x.de"), "no name is changed"
 
 
-@pytest.mark.parametrize("wrong", ["", "topic:news", "x" * 129, "a\0b", "\ud800"])
+@pytest.mark.parametrize("wrong", ["", "x" * 129, "a\0b", "\ud800"])
 def test_an_id_that_no_log_can_have_is_refused(wrong: str) -> None:
-    with pytest.raises(ValueError, match="`id`"):
-        checked_user_id(wrong)
+    for checked in (checked_user_id, checked_stored_id):
+        with pytest.raises(ValueError, match="`id`"):
+            checked(wrong)
+
+
+@pytest.mark.parametrize("former", ["topic:news", "segment:x"])
+def test_an_id_that_nobody_may_have_any_more_is_known_but_not_given(former: str) -> None:
+    assert checked_stored_id(former) == former
+    with pytest.raises(ValueError, match="`id`: no user may be called"):
+        checked_user_id(former)

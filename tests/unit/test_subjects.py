@@ -102,6 +102,13 @@ def test_no_user_has_the_name_of_a_topic() -> None:
             subject_of(0, "default", "topic:news")
 
 
+def test_what_is_stored_of_a_user_is_found_though_he_could_not_be_called_so_any_more() -> None:
+    made = (subjects.log_subject, subjects.live_subject, subjects.receipt_subject)
+    letters = subjects.job_letter_subject("acme", "a.b", "*", "*")
+    assert subjects.user_subjects(3, "acme", "a.b") == (*(one(3, "acme", "a.b") for one in made), letters)
+    assert subjects.user_subjects(3, "acme", "segment:x").log == "log.3.acme.segment=3Ax"
+
+
 def test_names_of_operators_stay_readable() -> None:
     assert encode_token("alice@example.com") == "alice=40example=2Ecom"
     assert encode_token("Zoë") == "Zo=C3=AB"
