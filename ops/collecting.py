@@ -12,6 +12,6 @@ def collect_rarely() -> None:
     """Collect garbage 30 times less often than Python does by itself, from now on and in the whole process.
 
     Batches of hundreds of messages live for milliseconds; by the default (700 new objects) the collector walks them again and
-    again. In a rebuild of the inbox that was a tenth of the processor's time.
+    again. In a rebuild of the inbox that was a quarter of the processor's time.
     """
     gc.set_threshold(*_THRESHOLDS)
