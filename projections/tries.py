@@ -12,7 +12,7 @@ from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
 from engine.log.incarnations import epoch_of
 from seamark.protocol.receipts import PLANNED, Receipt, decode_receipt
-from seamark.protocol.subjects import RECEIPTS_STREAM, encode_token, encode_user, partition_of, receipt_subject
+from seamark.protocol.subjects import RECEIPTS_STREAM, encode_token, partition_of, receipt_subject
 
 LOOKED_AT_MAX: Final = 2_000
 """Receipts of a user that are looked through for those of one notification, from its dispatch on."""
@@ -33,7 +33,7 @@ def receipts_in(broker: Broker, partitions: int) -> FindTold:
     """Looks for receipts in the stream. It is read from any replica, so the last ones may be missing."""
 
     async def find(tenant: str, user: str, id: str, since: datetime) -> list[Told]:
-        subject = receipt_subject(partition_of(encode_token(tenant), encode_user(user), partitions), tenant, user)
+        subject = receipt_subject(partition_of(encode_token(tenant), encode_token(user), partitions), tenant, user)
         found: list[Told] = []
         looked_at, begin, start = 0, 0, since
         try:

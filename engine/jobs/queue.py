@@ -46,16 +46,10 @@ is shorter than `ALONE_SECONDS`."""
 PULL_LOST_SECONDS: Final = 2 * PULL_EXPIRES_SECONDS
 """After so much silence the broker has lost a pull, or this process stood still: it orders anew."""
 
-UNREADABLE_TIMES: Final = 4
-"""How often a message that a worker cannot read is put back before it is set aside. While workers are replaced, one of a newer
-version may take it; two minutes are enough for most deployments to bring one. For ever it must not stay."""
-
-UNREADABLE_SECONDS: Final = 30.0
-"""For so long it is put back: as a schedule, since the broker hands out so many messages at most that are not acknowledged, and
-jobs would wait for those that are kept for another worker."""
-
-_REFUSED_SECONDS: Final = 5.0
-"""Where it can neither be put back nor set aside, it is handed out again after so long."""
+UNREADABLE_SECONDS: Final = (2.0, 10.0, 30.0, 80.0)
+"""For how long a message that a worker cannot read is put back, each time, before it is set aside. While workers are replaced,
+one of a newer version may take it: soon where there is one, and two minutes are enough for most deployments to bring it. It is
+put back as a schedule, since the broker hands out so many messages at most that are not acknowledged, and jobs would wait."""
 
 _ACK_WORDS: Final = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.…`; a longer form has a domain and an account before the stream."""
@@ -96,7 +90,7 @@ class PulledJob:
 
 
 class PulledUnreadable(NamedTuple):
-    """A message that cannot be read. It is handed out again until it is put back or set aside.
+    """A message that cannot be read. Unless it is put back or set aside, it is handed out again after `ack_wait`.
 
     Args:
         headers: the raw block.
@@ -129,13 +123,6 @@ class PulledUnreadable(NamedTuple):
         made = schedule_as_it_stands(self.subject, self.headers, self.unreadable.payload, due, self.times + 1)
         await self.broker.append(made.subject, made.payload, made.named_headers, msg_id=made.subject)
         await self.end()
-
-    def again(self) -> None:
-        """Have it handed out again in some seconds."""
-        try:
-            self.broker.publish(self.reply, b'-NAK {"delay": %d}' % int(_REFUSED_SECONDS * 1e9))
-        except Unavailable:
-            return  # it is handed out again all the same, only later
 
 
 def deliveries_of(reply: bytes) -> int:

@@ -18,7 +18,7 @@ from engine.postgres import Pool, asking
 from projections.folds.deliveries import ARRIVED, try_of
 from projections.postgres.versions import live, read_place
 from projections.projection import DELIVERIES
-from seamark.protocol.subjects import RECEIPTS_STREAM, encode_token, encode_user, partition_of
+from seamark.protocol.subjects import RECEIPTS_STREAM, encode_token, partition_of
 
 LAG: Final = timedelta(minutes=10)
 """What was stored so long ago must be folded. A claim is let go of 15 minutes after its job has ended, at the earliest."""
@@ -63,7 +63,7 @@ class JobEnds:
         return Done(number - job.tries_before - 1, cast("End", end), reason) if end in _ENDS else None
 
     async def _row(self, job: Job) -> tuple[str, str, int] | None:
-        tenant, user = encode_token(job.tenant), encode_user(job.user)
+        tenant, user = encode_token(job.tenant), encode_token(job.user)
         await self._check_folded(partition_of(tenant, user, self._partitions))
         async with asking(self._pool) as connection:
             row = await connection.fetchrow(_ROW, job.tenant, job.user, job.id, job.channel, job.target)

@@ -36,7 +36,6 @@ from seamark.protocol.subjects import (
     JOBS_STREAM,
     RECEIPTS_STREAM,
     encode_token,
-    encode_user,
     log_stream,
     partition_of,
     receipt_subject,
@@ -147,7 +146,7 @@ class Sweep:
             by_partition: dict[int, list[Open]] = {}
             for one in rows:
                 if waited_until(one) < before:
-                    partition = partition_of(encode_token(one.tenant), encode_user(one.user), self._partitions)
+                    partition = partition_of(encode_token(one.tenant), encode_token(one.user), self._partitions)
                     by_partition.setdefault(partition, []).append(one)
             for partition, group in sorted(by_partition.items()):
                 # Before JOBS is asked: what a plan leads to is there once the mark is.
@@ -171,7 +170,7 @@ class Sweep:
 
     async def _jobs_of(self, tenant: str, user: str, channel: str) -> list[Job] | None:
         """What waits for a user by a channel; None: more than is looked at, or what cannot be read, which may be anything."""
-        name = f"{encode_token(tenant)}.{encode_user(user)}"
+        name = f"{encode_token(tenant)}.{encode_token(user)}"
         found: list[Job] = []
         waiting, scheduled = f"job.{channel}.*.{name}", f"jobsched.{channel}.{name}.*"
         for subject in (waiting, scheduled, waiting):  # it may go from the one to the other meanwhile

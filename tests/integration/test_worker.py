@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Outcome
-from engine.errors import Unavailable
+from engine.errors import ApiError, Unavailable
 from engine.jobs import queue
 from engine.jobs.claims import Done
 from engine.jobs.desk import Hold, Over, Send, Split
@@ -298,7 +298,7 @@ async def test_messages_that_no_worker_can_read_become_dead_letters_and_keep_nob
     broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than the broker hands out unacknowledged would keep the jobs of everybody waiting, for ever."""
-    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", 0.5)
+    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", (0.5, 0.5, 0.5))
     await with_places(broker, 4)
     unreadable = [b'{"id":"newer%d","type":"a.b","first_at":17}' % number for number in range(6)]
     for number, payload in enumerate([*unreadable, b"no json"]):
@@ -329,8 +329,7 @@ class NoLetters(Journal):
 async def test_while_no_letter_can_be_stored_messages_that_no_worker_can_read_keep_nobody_waiting(
     broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_TIMES", 1)
-    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", 1.0)
+    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", (1.0,))
     await with_places(broker, 4)
     for number in range(6):
         await broker.append(f"job.push.normal.default.u{number % 2}", b'{"id":"newer%d"}' % number)
@@ -348,12 +347,10 @@ async def test_while_no_letter_can_be_stored_messages_that_no_worker_can_read_ke
 async def test_a_job_that_only_newer_workers_can_read_is_left_to_them_and_sent_once(
     broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch, journal: type[Journal]
 ) -> None:
-    """However fast older ones find that they cannot read it, and whether or not letters can be stored meanwhile."""
-    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", 1.0)
-    if journal is NoLetters:
-        monkeypatch.setattr("engine.jobs.worker.UNREADABLE_TIMES", 0)
+    """However many there are, however fast older ones find that out, and whether or not letters can be stored meanwhile."""
+    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", (1.0,) * (5 if journal is Journal else 1))
     await with_places(broker, 1000)
-    await add(broker, jobs(50))
+    await add(broker, jobs(300))
     desk = Desk()
     with monkeypatch.context() as older:
         older.setattr(queue, "decode_job", lambda payload: msgspec.json.decode(payload, type=int))
@@ -362,5 +359,21 @@ async def test_a_job_that_only_newer_workers_can_read_is_left_to_them_and_sent_o
     assert not desk.accepted
     async with at_work(broker, redis, desk, Journal(broker)):
         await eventually(lambda: all_done(broker), seconds=20)
-    assert desk.accepted == {f"n{number}": 1 for number in range(50)}
+    assert desk.accepted == {f"n{number}": 1 for number in range(300)}
     assert [one async for one in letters(broker, Filter(kind="job"))] == []
+
+
+async def test_a_message_that_can_be_neither_read_nor_put_back_becomes_a_dead_letter_at_once(
+    broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be handed out for ever, and hold one of the places of its lane."""
+
+    async def too_large(pulled: queue.PulledUnreadable, seconds: float) -> None:
+        raise ApiError(400, 10054, "message size exceeds maximum allowed")
+
+    monkeypatch.setattr(queue.PulledUnreadable, "put_back", too_large)
+    await broker.append("job.push.normal.default.u", b"no json")
+    async with at_work(broker, redis, Desk(), Journal(broker)):
+        await eventually(lambda: all_done(broker), seconds=ACK_WAIT_SECONDS / 2)
+    [found] = [one async for one in letters(broker, Filter(kind="job"))]
+    assert (found.stored.payload, found.letter.code) == (b"no json", "unreadable")
