@@ -47,6 +47,7 @@ class Question:
         self.limit = WINDOW_USERS if audience.segment is None else SCAN_USERS
         self._source = self._from(audience)
         self._meets = "true" if audience.segment is None else self._all(audience.segment)
+        # Directories that earlier versions have filled may hold users whom no event may name: they must not stop the others.
         self._out = f"({self._excluded(exclude)} OR s.user_id ^@ ANY ({self._arg(NO_USERS)}::text[]))"
 
     @property

@@ -24,7 +24,6 @@ from engine.campaigns.states import (
     Withheld,
 )
 from engine.postgres import Pool, asking, transaction
-from seamark.protocol.subjects import is_possible_user
 
 LEASE_SECONDS: Final = 5.0
 """How long a campaign waits for another pager when its own has died."""
@@ -71,11 +70,7 @@ class CampaignTable:
         async with asking(self._pool) as connection:
             row = await connection.fetchrow(question.window, campaign.tenant, campaign.id, after, up_to, *question.args)
         assert row is not None
-        # Directories that earlier versions have filled may hold users whom no event may name: they must not stop the others.
-        members = [
-            Member(user, excluded or not is_possible_user(user))
-            for user, excluded in zip(row["users"], row["excluded"], strict=True)
-        ]
+        members = [Member(user, excluded) for user, excluded in zip(row["users"], row["excluded"], strict=True)]
         final = row["scanned"] < question.limit
         return Window(members, up_to if final and up_to is not None else row["reached"], final)
 

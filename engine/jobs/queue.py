@@ -46,11 +46,6 @@ is shorter than `ALONE_SECONDS`."""
 PULL_LOST_SECONDS: Final = 2 * PULL_EXPIRES_SECONDS
 """After so much silence the broker has lost a pull, or this process stood still: it orders anew."""
 
-UNREADABLE_SECONDS: Final = (2.0, 10.0, 30.0, 80.0)
-"""For how long a message that a worker cannot read is put back, each time, before it is set aside. While workers are replaced,
-one of a newer version may take it: soon where there is one, and two minutes are enough for most deployments to bring it. It is
-put back as a schedule, since the broker hands out so many messages at most that are not acknowledged, and jobs would wait."""
-
 _ACK_WORDS: Final = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.…`; a longer form has a domain and an account before the stream."""
 

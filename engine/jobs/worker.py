@@ -8,23 +8,12 @@ from typing import Final
 
 import structlog
 
-from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Lane
-from engine.countedline import CountedLine
-from engine.errors import BrokerError, StoreUnavailable
-from engine.jobs.desk import NotNow
+from engine.jobs.aside import Aside
 from engine.jobs.handling import LEASE_SECONDS, SEND_SECONDS, Handler
 from engine.jobs.messages import LANES
-from engine.jobs.queue import (
-    ACK_WAIT_SECONDS,
-    KEEP_SECONDS,
-    UNREADABLE_SECONDS,
-    PulledJob,
-    PulledLane,
-    PulledUnreadable,
-)
-from engine.patience import passes
+from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane
 from engine.plan.rules import Channel
 from engine.tasks import end_if_cancelled
 from engine.traces.lines import about_followed
@@ -36,13 +25,6 @@ AT_A_TIME: Final = 64
 
 AHEAD: Final = 16
 """Jobs of each lane that it holds ready. They are kept from other workers meanwhile, so they are few."""
-
-ASIDE_MAX: Final = 16
-"""With so many messages under way that cannot be read it orders no more. So there are never more of them than these and what was
-on order, and each is put back at once. If it were handed out again and again, that would count as crashes do."""
-
-LETTERS_AT_A_TIME: Final = 8
-"""Letters of such messages that are stored at a time. Further ones are put back, so that letters nobody can store leave room."""
 
 WEIGHTS: Final[Mapping[Lane, int]] = {"critical": 12, "normal": 3, "bulk": 1}
 """How often lanes that have jobs take turns: bulk goes on in any backlog, and slows the others by a sixteenth."""
@@ -70,13 +52,10 @@ class Worker:
         self._open = open
         self._handler = handler
         self._news = asyncio.Event()
-        self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set, self._on_unreadable) for lane in LANES}
+        self._aside = Aside(channel, handler, self._news.set)
+        self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set, self._aside.add) for lane in LANES}
         self._turns = dict.fromkeys(LANES, 0)
         self._busy: dict[asyncio.Task[None], PulledJob] = {}
-        self._aside: set[asyncio.Task[None]] = set()
-        self._letters = 0
-        self._not_aside = CountedLine("seamark.worker", "job_not_set_aside", channel=channel)
-        self._broken = CountedLine("seamark.worker", "job_not_set_aside", channel=channel)
 
     async def run(self) -> None:
         """Take jobs for as long as it is not cancelled; then hand back what is not begun, and finish the rest."""
@@ -90,7 +69,7 @@ class Worker:
                 self._news.clear()
                 self._begin()
                 for name, lane in self._lanes.items():
-                    if len(self._aside) < ASIDE_MAX and lane.lacks(AHEAD) and self._open(name):
+                    if not self._aside.full and lane.lacks(AHEAD) and self._open(name):
                         lane.order(AHEAD)
                 # A timer by itself: `asyncio.timeout` costs five times as much, and under load this is once for each job.
                 turn = loop.call_later(TURN_SECONDS, self._news.set)
@@ -101,8 +80,7 @@ class Worker:
         finally:
             for lane in self._lanes.values():
                 lane.close()
-            for task in self._aside:
-                task.cancel()
+            self._aside.close()
             try:
                 await self._drain()
             finally:
@@ -135,65 +113,6 @@ class Worker:
             except Exception:
                 # One job must not end the others. It is handed out again, and is poison if that helps nothing.
                 _log.exception("job_not_handled", channel=self.channel, lane=pulled.job.lane)
-
-    def _on_unreadable(self, pulled: PulledUnreadable) -> None:
-        task = asyncio.create_task(self._see_to(pulled), name=f"{self.channel}-aside")
-        self._aside.add(task)
-        task.add_done_callback(self._seen_to)
-
-    def _seen_to(self, task: asyncio.Task[None]) -> None:
-        self._aside.discard(task)
-        self._news.set()
-
-    async def _see_to(self, pulled: PulledUnreadable) -> None:
-        """Put a message back that cannot be read, or set it aside. Where neither can be done, it comes again after `ack_wait`."""
-        try:
-            if pulled.times < len(UNREADABLE_SECONDS) and await self._put_back(
-                pulled, UNREADABLE_SECONDS[pulled.times]
-            ):
-                return
-            wait = await self._keep_letter(pulled)
-            if wait:
-                await pulled.put_back(wait)
-                return
-            await pulled.end()
-        except Exception as error:
-            self._tell_not_aside(error)
-        else:
-            metrics.jobs_unreadable.labels(self.channel).inc()
-
-    async def _put_back(self, pulled: PulledUnreadable, seconds: float) -> bool:
-        """Whether it is put back; what can never be, as it leaves no room for the headers of a schedule, is set aside at once."""
-        try:
-            await pulled.put_back(seconds)
-        except Exception as error:
-            if passes(error):
-                raise
-            self._tell_not_aside(error)
-            return False
-        return True
-
-    async def _keep_letter(self, pulled: PulledUnreadable) -> float:
-        """End a message with a letter that keeps it. After how many seconds that is to be tried again; 0: it is done."""
-        if self._letters >= LETTERS_AT_A_TIME:
-            return UNREADABLE_SECONDS[-1]
-        self._letters += 1
-        try:
-            await self._handler.set_aside(pulled.unreadable)
-        except NotNow as error:
-            return error.seconds
-        except Exception as error:
-            # Whatever is the matter with letters, jobs that need none must not wait for it.
-            self._tell_not_aside(error)
-            return UNREADABLE_SECONDS[-1]
-        finally:
-            self._letters -= 1
-        return 0.0
-
-    def _tell_not_aside(self, error: Exception) -> None:
-        passing = isinstance(error, BrokerError | StoreUnavailable)
-        line = self._not_aside if passing else self._broken
-        line.add(error=type(error).__name__, exc_info=not passing)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._busy.pop(task, None)

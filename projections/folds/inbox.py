@@ -239,7 +239,7 @@ def _row(user: User, stored: Delivered, entry: Entry, epoch: str, era: int) -> R
         type=clean(entry.type) if entry.type is not None else None,
         category=clean(entry.category) if entry.category is not None else None,
         collapse_key=clean(entry.collapse_key) or None if entry.collapse_key else None,
-        expires_at=zoned(entry.expires_at) if entry.expires_at is not None else None,
+        expires_at=zoned(entry.expires_at),
         channels=[] if withheld else [clean(channel) for channel in plan],
         shown=NEVER_SHOWN not in stored.headers,
         event_epoch=clean(event.epoch) if event is not None else None,

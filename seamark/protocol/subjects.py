@@ -79,6 +79,7 @@ SEGMENT: Final = "segment:"
 """How names of sets of users begin where users are named. No user may have such a name."""
 
 NO_USERS: Final = (TOPIC, SEGMENT)
+"""How no user's name may begin."""
 
 
 def encode_user(user: str) -> str:
@@ -91,15 +92,6 @@ def encode_user(user: str) -> str:
         kept = f"names that begin with `{TOPIC}` or `{SEGMENT}` are kept for topics and segments"
         raise InvalidToken(f"no user may be called {user[:80]!r}: {kept}")
     return encode_token(user)
-
-
-def is_possible_user(user: str) -> bool:
-    """Whether an event may name this user."""
-    try:
-        encode_user(user)
-    except InvalidToken:
-        return False
-    return True
 
 
 def _escape(text: str) -> str:

@@ -26,7 +26,8 @@ class Event(Protocol):
 class Unfit(NamedTuple):
     """What is unfit in an event, in the terms of `InvalidEvent`.
 
-    It is no exception itself: one that is kept and raised refers, by its traceback, to the frame that keeps it, and so stays.
+    Whoever reads events keeps these, so they are no exceptions: once raised, an exception has a traceback, which refers to the
+    frame that keeps it. Both would stay in memory for ever.
     """
 
     reason: str

@@ -6,6 +6,7 @@ import gc
 import resource
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -53,9 +54,7 @@ async def test_a_session_that_is_over_is_released_without_the_garbage_collector(
         try:
             await come_and_go(gateway, 20)
 
-            with contextlib.suppress(AssertionError):
-                await eventually(lambda: not left(), seconds=30)
-            assert not left()
+            await nothing(left)
         finally:
             gc.enable()
 
@@ -66,17 +65,24 @@ def left() -> Counter[str]:
     return Counter(type(thing).__name__ for thing in ours)
 
 
+def left_by_the_collector() -> Counter[str]:
+    gc.collect()
+    return left()
+
+
+async def nothing(what: Callable[[], Counter[str]]) -> None:
+    """Fails with what there still is after half a minute."""
+    with contextlib.suppress(AssertionError):
+        await eventually(lambda: not what(), seconds=30)
+    assert not what()
+
+
 async def test_a_request_that_is_refused_is_released(nats_server: NatsServer, postgres: str) -> None:
     async with with_keys(nats_server, postgres) as gateway:
         for body, _ in INVALID.values():
             assert (await post(gateway, body))[0] == 400
         await gateway.http.close()  # a connection that is kept remembers its last request
-        for _ in range(100):
-            gc.collect()
-            if not left():
-                break
-            await asyncio.sleep(0.05)
-        assert not left()
+        await nothing(left_by_the_collector)
 
 
 @pytest.mark.timeout(120)

@@ -14,18 +14,15 @@ from redis.asyncio import Redis
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Outcome
-from engine.errors import ApiError, Unavailable
-from engine.jobs import queue
 from engine.jobs.claims import Done
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.handling import Handler
 from engine.jobs.life import DELIVERIES_MAX
 from engine.jobs.messages import job_consumer, message_of
-from engine.jobs.queue import ACK_WAIT_SECONDS, JobsQueue
+from engine.jobs.queue import JobsQueue
 from engine.jobs.redisclaims import RedisClaims
 from engine.jobs.retry import RetryPolicy
 from engine.jobs.worker import AT_A_TIME, Worker
-from engine.letters.reading import Filter, letters
 from engine.letters.writing import store_job_letter
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
@@ -285,95 +282,3 @@ async def test_a_lane_has_a_durable_of_its_own_and_nobody_else_reads_it(broker: 
         for lane in ("critical", "normal", "bulk")
     }
     assert set(listed["consumers"]) == wanted
-
-
-async def with_places(broker: Broker, places: int) -> None:
-    """Let the lane hand out so many jobs of which it has heard no more, each for as long as the shipped files say."""
-    config = (await broker.api(f"CONSUMER.INFO.JOBS.{job_consumer('push', 'normal')}"))["config"]
-    config |= {"max_ack_pending": places, "ack_wait": int(ACK_WAIT_SECONDS * 1e9)}
-    await broker.api(f"CONSUMER.CREATE.JOBS.{config['name']}", {"stream_name": "JOBS", "config": config})
-
-
-async def test_messages_that_no_worker_can_read_become_dead_letters_and_keep_nobody_waiting(
-    broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More of them than the broker hands out unacknowledged would keep the jobs of everybody waiting, for ever."""
-    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", (0.5, 0.5, 0.5))
-    await with_places(broker, 4)
-    unreadable = [b'{"id":"newer%d","type":"a.b","first_at":17}' % number for number in range(6)]
-    for number, payload in enumerate([*unreadable, b"no json"]):
-        await broker.append(f"job.push.normal.default.u{number % 2}", payload)
-    await add(broker, jobs(3))
-    desk, journal = Desk(), Journal(broker)
-    async with at_work(broker, redis, desk, journal):
-        await eventually(lambda: all_done(broker), seconds=ACK_WAIT_SECONDS / 2)
-    assert set(desk.accepted) == {"n0", "n1", "n2"}
-    found = [one async for one in letters(broker, Filter(kind="job"))]
-    assert {one.stored.payload for one in found} == {*unreadable, b"no json"}, "whole, as they were"
-    assert {(one.letter.cls, one.letter.code, one.letter.tenant, one.letter.channel) for one in found} == {
-        ("poison", "unreadable", "default", "push")
-    }
-    assert {one.letter.id for one in found} == {"", *(f"newer{number}" for number in range(6))}
-    assert {one.letter.user for one in found} == {"u0", "u1"}
-    told = await ends(broker)
-    assert all(told[f"newer{number}"] == ["failed"] for number in range(6))
-
-
-class NoLetters(Journal):
-    """DEAD-LETTERS has no leader."""
-
-    async def set_aside(self, job: Job, done: Done, payload: bytes) -> None:
-        raise Unavailable("no leader")
-
-
-async def test_while_no_letter_can_be_stored_messages_that_no_worker_can_read_keep_nobody_waiting(
-    broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", (1.0,))
-    await with_places(broker, 4)
-    for number in range(6):
-        await broker.append(f"job.push.normal.default.u{number % 2}", b'{"id":"newer%d"}' % number)
-    desk = Desk()
-    async with at_work(broker, redis, desk, NoLetters(broker)):
-        await asyncio.sleep(3)  # each was to be set aside by now
-        await add(broker, jobs(3))
-        await eventually(lambda: set(desk.accepted) == {"n0", "n1", "n2"}, seconds=10)
-    async with at_work(broker, redis, desk, Journal(broker)):
-        await eventually(lambda: all_done(broker), seconds=10)
-    assert {one.letter.id async for one in letters(broker, Filter(kind="job"))} == {f"newer{n}" for n in range(6)}
-
-
-@pytest.mark.parametrize("journal", [Journal, NoLetters])
-async def test_a_job_that_only_newer_workers_can_read_is_left_to_them_and_sent_once(
-    broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch, journal: type[Journal]
-) -> None:
-    """However many there are, however fast older ones find that out, and whether or not letters can be stored meanwhile."""
-    monkeypatch.setattr("engine.jobs.worker.UNREADABLE_SECONDS", (1.0,) * (5 if journal is Journal else 1))
-    await with_places(broker, 1000)
-    await add(broker, jobs(300))
-    desk = Desk()
-    with monkeypatch.context() as older:
-        older.setattr(queue, "decode_job", lambda payload: msgspec.json.decode(payload, type=int))
-        async with at_work(broker, redis, desk, journal(broker)):
-            await asyncio.sleep(3 if journal is Journal else 2.5 * DELIVERIES_MAX)
-    assert not desk.accepted
-    async with at_work(broker, redis, desk, Journal(broker)):
-        await eventually(lambda: all_done(broker), seconds=20)
-    assert desk.accepted == {f"n{number}": 1 for number in range(300)}
-    assert [one async for one in letters(broker, Filter(kind="job"))] == []
-
-
-async def test_a_message_that_can_be_neither_read_nor_put_back_becomes_a_dead_letter_at_once(
-    broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else it would be handed out for ever, and hold one of the places of its lane."""
-
-    async def too_large(pulled: queue.PulledUnreadable, seconds: float) -> None:
-        raise ApiError(400, 10054, "message size exceeds maximum allowed")
-
-    monkeypatch.setattr(queue.PulledUnreadable, "put_back", too_large)
-    await broker.append("job.push.normal.default.u", b"no json")
-    async with at_work(broker, redis, Desk(), Journal(broker)):
-        await eventually(lambda: all_done(broker), seconds=ACK_WAIT_SECONDS / 2)
-    [found] = [one async for one in letters(broker, Filter(kind="job"))]
-    assert (found.stored.payload, found.letter.code) == (b"no json", "unreadable")
