@@ -12,6 +12,9 @@ FAN_OUT_MESSAGES_MAX = 250
 Larger ones are no cheaper: where a stream has a byte bound the server weighs each message against all before it in its batch.
 A backlog of small events is taken by the largest batches: where an fsync is slow, their number is what counts."""
 
+FAN_OUT_FIRST_MESSAGES_MAX = 64
+"""The first batch of such an event in a log, the mark included: what is in it is shown once all of it is stored (ADR 0010)."""
+
 BESIDE_MESSAGES_MAX = 64
 """One batch of what may wait while urgent events come, the mark included (ADR 0051): a log takes 250 in 13 ms, and an urgent
 record waits so long behind them. Each costs the broker 0.6 ms: much smaller ones would take the processor from what is urgent."""

@@ -80,6 +80,18 @@ class Subscription:
         """End the interest; messages already read are still handled."""
         self._connection._unsubscribe(self._sid)
 
+    async def drain(self) -> None:
+        """End the interest; returns once everything that the server had sent before has been handled (UNSUB, PING, PONG).
+
+        Raises:
+            Unanswered: no PONG within 5 s, or the connection was lost. What had been sent may not have been handled.
+        """
+        self._connection._unsubscribe(self._sid, forget=False)
+        try:
+            await self._connection.flush()
+        finally:
+            self.unsubscribe()
+
 
 class Connection:
     """Subscriptions, requests and writes on one connection. `nc` is the nats-py client, for control work only."""
@@ -154,9 +166,10 @@ class Connection:
         self._gather(b"SUB %b %d\r\n" % (named.encode(), sid))
         return Subscription(self, sid, subject)
 
-    def _unsubscribe(self, sid: int) -> None:
+    def _unsubscribe(self, sid: int, *, forget: bool = True) -> None:
         entry = self.nc._subs.pop(sid, None)
-        self.nc.parser.handlers.pop(b"%d" % sid, None)
+        if forget:
+            self.nc.parser.handlers.pop(b"%d" % sid, None)
         if entry is not None:
             self._refused.discard(entry.subject)
             self._gather(b"UNSUB %d\r\n" % sid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +16,13 @@ from engine.broker.jetstream import Outgoing, Stored
 from engine.dispatch.following import Following, following, not_followed, trace_in
 from engine.dispatch.later import NotPutOff, Page, PutOff, behind, moment_of, origin_of, part_of, waiting_tenth
 from engine.dispatch.source import Place
-from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, CLAIM_SECONDS, FAN_OUT_MESSAGES_MAX
+from engine.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_MESSAGES_MAX,
+    CLAIM_SECONDS,
+    FAN_OUT_FIRST_MESSAGES_MAX,
+    FAN_OUT_MESSAGES_MAX,
+)
 from engine.log.marks import Mark
 from engine.partition.worker import Delivered, delivered
 from engine.traces.lines import about_followed
@@ -92,13 +99,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         """What the parts of its event begin with."""
         return self.planned.part
 
-    def most(self, inside: bool) -> int:
-        """How many messages its batch may have. `inside`: the batch holds other records of its event.
+    @property
+    def of_many(self) -> bool:
+        """Whether its event is for so many users that the first of them should not wait for a full batch."""
+        return len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
 
-        Of an event for very many users the first should not wait for a full batch.
-        """
-        of_many = inside and len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
-        return FAN_OUT_MESSAGES_MAX if of_many else BATCH_MESSAGES_MAX
+    def most(self, inside: bool) -> int:
+        """How many messages its batch may have. `inside`: the batch holds other records of its event."""
+        return FAN_OUT_MESSAGES_MAX if inside and self.of_many else BATCH_MESSAGES_MAX
 
     def message(self, place: Place) -> Outgoing:
         token = self.recipient.token
@@ -298,8 +306,8 @@ def fan_out_by_steps(planned: Iterable[Planned], partitions: int, entries: Entri
                 yield
             some = recipients[start : start + STEP_RECIPIENTS]
             places = partitions_of(at.tenant_token, [recipient.token for recipient in some], partitions)
-            for recipient, partition in zip(some, places, strict=True):
-                entries.setdefault(partition, []).append(Entry(event.seq, recipient, event))
+            for entry, partition in zip(map(Entry, repeat(event.seq), some, repeat(event)), places, strict=True):
+                entries.setdefault(partition, []).append(entry)
 
 
 def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | PutOff]:
@@ -324,6 +332,8 @@ def batches(
     """
     messages: list[Outgoing] = []
     size, allowed = 0, most()
+    if len(entries) >= FAN_OUT_MESSAGES_MAX and entries[0].of_many:
+        allowed = min(allowed, FAN_OUT_FIRST_MESSAGES_MAX)
     for index, entry in enumerate(entries):
         message = entry.message(place)
         cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES

@@ -27,6 +27,10 @@ put back at once. If it were handed out again and again, that would count as cra
 LETTERS_AT_A_TIME: Final = 8
 """Letters that are stored at a time. Further messages are put back, so that letters nobody can store leave room for others."""
 
+SETTLE_SECONDS: Final = 5.0
+"""How long what is under way is waited for when the worker leaves. To put a message back takes far less; one whose letter takes
+longer is handed out again."""
+
 
 class Aside:
     """Puts messages back or sets them aside, for one worker. None of them holds a place that its lane has for jobs.
@@ -56,10 +60,15 @@ class Aside:
         self._under_way.add(task)
         task.add_done_callback(self._done)
 
-    def close(self) -> None:
-        """Leave what is under way: it is handed out again."""
-        for task in self._under_way:
-            task.cancel()
+    async def close(self) -> None:
+        """Wait for what is under way; what takes too long is left, and handed out again after `ack_wait`."""
+        under_way = set(self._under_way)
+        try:
+            if under_way:
+                await asyncio.wait(under_way, timeout=SETTLE_SECONDS)
+        finally:
+            for task in under_way:
+                task.cancel()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)

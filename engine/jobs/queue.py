@@ -17,7 +17,7 @@ from engine.broker.connection import Subscription
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Lane
 from engine.countedline import CountedLine
-from engine.errors import Unavailable
+from engine.errors import Unanswered, Unavailable
 from engine.jobs.messages import (
     NO_JOB,
     Unreadable,
@@ -160,6 +160,7 @@ class PulledLane:
         self._subscription: Subscription | None = None
         self._orders: deque[_Order] = deque()
         self._renewed = 0
+        self._closed = False
         self._unreadable = CountedLine("seamark.worker", "job_unreadable", channel=channel, lane=lane)
         self.waiting: deque[PulledJob] = deque()
 
@@ -168,10 +169,15 @@ class PulledLane:
         self._subscription = self._broker.subscribe(f"{self._inbox}-{self._renewed}", self._on_message)
         await self._subscription.confirmed()
 
-    def close(self) -> None:
-        """Take no more."""
-        if self._subscription is not None:
-            self._subscription.unsubscribe()
+    async def close(self) -> None:
+        """Order no more, and take what was handed out before: nobody else gets that until `ack_wait` is over."""
+        self._closed = True
+        if self._subscription is None:
+            return
+        try:
+            await self._subscription.drain()
+        except Unanswered:
+            return  # without a connection nothing else can be done about it
 
     def lacks(self, most: int) -> bool:
         """Whether it is time to order: fewer than half of `most` jobs are on order or waiting."""
@@ -198,8 +204,11 @@ class PulledLane:
     def _renew(self) -> None:
         """Forget what is on order. What it brings all the same is not taken, and handed out again: nobody knows how old it is."""
         self._orders.clear()
+        if self._closed:
+            return
         self._renewed += 1
-        self.close()
+        if self._subscription is not None:
+            self._subscription.unsubscribe()
         self._subscription = self._broker.subscribe(f"{self._inbox}-{self._renewed}", self._on_message)
 
     def _on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:

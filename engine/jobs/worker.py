@@ -78,9 +78,6 @@ class Worker:
                 finally:
                     turn.cancel()
         finally:
-            for lane in self._lanes.values():
-                lane.close()
-            self._aside.close()
             try:
                 await self._drain()
             finally:
@@ -128,10 +125,12 @@ class Worker:
 
     async def _drain(self) -> None:
         """Leave nothing in doubt that does not have to be: jobs that are being sent are waited for, others handed back."""
-        waiting = [one for lane in self._lanes.values() for one in lane.waiting]
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
-                await asyncio.gather(*(self._handler.hand_back(one) for one in waiting), return_exceptions=True)
+                await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+                waiting = [one for lane in self._lanes.values() for one in lane.waiting]
+                backs = (self._handler.hand_back(one) for one in waiting)
+                await asyncio.gather(self._aside.close(), *backs, return_exceptions=True)
                 if self._busy:
                     await asyncio.wait(set(self._busy))
         except TimeoutError:

@@ -17,6 +17,7 @@ from gateway.log.live import UserLog
 from gateway.log.message import Message
 from gateway.log.partition import Partition
 from gateway.log.reader import Page
+from gateway.session.frames import epoch_in_frames
 from gateway.session.outlet import Outlet
 from gateway.session.receipts import Tally
 from gateway.session.start import Start, start_at
@@ -56,6 +57,7 @@ class Follower:
     """The `Port` of one feed.
 
     Attributes:
+        ack_opening: how SDKs begin an `ack` of a cursor of this epoch, up to its sequence.
         log: the user's, set once it is joined.
         takes_now: the client has declared the capability `now`.
         sent: sequence of the last cursor the client was sent: `prev` of the next frame.
@@ -64,8 +66,8 @@ class Follower:
             sequences now: an acknowledgement up to here may mean what the reset took back.
     """
 
-    __slots__ = ("_context", "_count", "_epoch_bytes", "_outlet", "_pong_owed", "_session", "_start", "epoch", "feed",
-                 "former_epoch", "log", "partition", "sent", "sent_before_reset", "sent_max", "takes_now", "tally",
+    __slots__ = ("_context", "_count", "_epoch_bytes", "_outlet", "_pong_owed", "_session", "_start", "ack_opening", "epoch",
+                 "feed", "former_epoch", "log", "partition", "sent", "sent_before_reset", "sent_max", "takes_now", "tally",
                  "traces")  # fmt: skip
 
     def __init__(
@@ -77,7 +79,7 @@ class Follower:
         self._start = ResetReason.SNAPSHOT if snapshot else start_at(cursor)
         self._count = ToldCount(outlet)
         self._pong_owed = False
-        self._epoch_bytes = b""
+        self._epoch_bytes, self.ack_opening = epoch_in_frames("")
         self.partition = partition
         self.feed = Feed(self, session.context.counters)
         self.log: UserLog | None = None
@@ -254,7 +256,7 @@ class Follower:
             self.log.forget_count()  # the log may have gone back, or be another
         if cursor.epoch != self.epoch:
             self.former_epoch, self.epoch = self.epoch, cursor.epoch
-            self._epoch_bytes = cursor.epoch.encode()
+            self._epoch_bytes, self.ack_opening = epoch_in_frames(cursor.epoch)
             self.sent_before_reset = 0
         else:
             self.sent_before_reset = max(self.sent_before_reset, self.sent_max)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Final
 
@@ -74,3 +75,9 @@ PING_FRAME: Final = bytes((_PING, 0))
 def pong_bytes(payload: bytes) -> bytes:
     """The protocol's answer to a client's protocol ping."""
     return bytes((_PONG, len(payload))) + payload
+
+
+@functools.lru_cache(maxsize=256)
+def epoch_in_frames(epoch: str) -> tuple[bytes, bytes]:
+    """An epoch as cursors begin, and how SDKs begin an `ack` of one. Cached, so that all sessions share them."""
+    return epoch.encode(), b'{"op":"ack","cursor":"%b.' % epoch.encode()

@@ -12,6 +12,21 @@ class StaleCursor(Exception):
     """A cursor belongs to another incarnation of the log: nobody's fault, but nothing can be done with it."""
 
 
+def plainly_acknowledged(data: bytes, follower: Follower) -> int | None:
+    """The sequence that a frame acknowledges, where it is an `ack` as SDKs write it, of a cursor that was sent.
+
+    None: it may be one all the same; `decode_client_frame` and `acknowledged` tell. Nearly all frames are such acks, and it takes
+    three times as long to decode them.
+    """
+    opening = follower.ack_opening
+    digits = data[len(opening) : -2]
+    if data.startswith(opening) and data.endswith(b'"}') and digits.isdigit() and len(digits) < 20:
+        seq = int(digits)
+        if follower.sent_before_reset < seq <= follower.sent_max:
+            return seq
+    return None
+
+
 def acknowledged(text: str, follower: Follower) -> int | None:
     """The sequence an `ack` names; None for one that may have crossed a reset on its way.
 

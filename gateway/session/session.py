@@ -20,7 +20,7 @@ from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS
 from gateway.session.follower import Follower
 from gateway.session.frames import check_device, check_read
 from gateway.session.outlet import Outlet
-from gateway.session.positions import StaleCursor, acknowledged, read_up_to
+from gateway.session.positions import StaleCursor, acknowledged, plainly_acknowledged, read_up_to
 from gateway.session.pulse import Pulse
 from gateway.session.state_records import TooManyRecords
 from gateway.session.traces import reading
@@ -106,18 +106,20 @@ class Session:
         if not self._pulse.heard(self.context.wheel.now()):
             self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
             return None
+        follower = self._follower
         try:
-            frame = decode_client_frame(data)
-            if self._follower is None:
-                if isinstance(frame, Hello):
-                    check_device(frame.device)
-                    self._greeted = True
-                    return self._hello(frame)
-                raise BadFrame("the first frame must be `hello`")
-            if type(frame) is Ack:  # nearly all are
-                self._ack(frame, self._follower)
+            if follower is not None:
+                seq = plainly_acknowledged(data, follower)
+                if seq is None:
+                    return self._handle(decode_client_frame(data), follower)
+                self._acknowledged(seq, follower)
                 return None
-            return self._handle(frame, self._follower)
+            frame = decode_client_frame(data)
+            if isinstance(frame, Hello):
+                check_device(frame.device)
+                self._greeted = True
+                return self._hello(frame)
+            raise BadFrame("the first frame must be `hello`")
         except UnknownOp as error:
             self._refuse("unknown_op", str(error), error.id)
         except (BadFrame, InvalidCursor) as error:
@@ -175,6 +177,10 @@ class Session:
 
     def _handle(self, frame: ClientFrame, follower: Follower) -> Coroutine[Any, Any, None] | None:
         match frame:
+            case Ack():
+                seq = acknowledged(frame.cursor, follower)
+                if seq is not None:
+                    self._acknowledged(seq, follower)
             case Ping():
                 follower.pong()
             case Read():
@@ -230,10 +236,9 @@ class Session:
             self.end(TOO_MANY_FRAMES, "this user opens too many sessions")
         return None
 
-    def _ack(self, frame: Ack, follower: Follower) -> None:
-        seq = acknowledged(frame.cursor, follower)
+    def _acknowledged(self, seq: int, follower: Follower) -> None:
         tally = follower.tally
-        if seq is not None and seq > tally.acked:
+        if seq > tally.acked:
             tally.acked, tally.acked_at = seq, time()
             if not tally.noted:
                 tally.noted = True

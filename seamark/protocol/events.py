@@ -301,16 +301,25 @@ def _by_steps(event: Event) -> Generator[None, None, list[Recipient]]:
         raise InvalidEvent("to", f"`to` times `data` is above {FANOUT_BYTES_MAX >> 20} MiB: split the audience")
     tokens, recipients = sorted(found), list[Recipient]()
     for start in range(0, len(tokens), STEP_USERS):
-        recipients += [Recipient(token, found[token]) for token in tokens[start : start + STEP_USERS]]
+        some = tokens[start : start + STEP_USERS]
+        recipients += map(Recipient, some, map(found.__getitem__, some))
         yield
     return recipients
 
 
-def _tokens(users: Sequence[str]) -> list[str]:
+def _refuse_impossible(users: Sequence[str]) -> None:
     for user in users:
         if user.startswith(subjects.NO_USERS):
             said = f"`to` may name users only, not {user[:80]!r}"
             raise InvalidEvent("to", f"{said}: a topic is named in `POST /v1/events`, or start a campaign")
+
+
+def _tokens(users: Sequence[str]) -> list[str]:
+    named = "\n" + "\n".join(users)
+    if any(
+        named.find("\n" + beginning) >= 0 for beginning in subjects.NO_USERS
+    ):  # one search takes less than one for each user
+        _refuse_impossible(users)
     try:
         return [subjects.encode_token(users[0])] if len(users) == 1 else subjects.encode_tokens(users)
     except InvalidToken as error:

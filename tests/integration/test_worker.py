@@ -5,13 +5,14 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from chaos.load import whole_stream
+from engine.broker.client import outgoing
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Outcome
 from engine.jobs.claims import Done
@@ -19,10 +20,11 @@ from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.handling import Handler
 from engine.jobs.life import DELIVERIES_MAX
 from engine.jobs.messages import job_consumer, message_of
-from engine.jobs.queue import JobsQueue
+from engine.jobs.queue import ACK_WAIT_SECONDS, JobsQueue
 from engine.jobs.redisclaims import RedisClaims
 from engine.jobs.retry import RetryPolicy
 from engine.jobs.worker import AT_A_TIME, Worker
+from engine.letters.reading import Filter, letters
 from engine.letters.writing import store_job_letter
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
@@ -196,7 +198,9 @@ async def test_a_worker_that_dies_in_the_middle_leaves_its_jobs_to_others_who_sa
         for job in list(worker._busy):
             job.cancel()
         for lane in worker._lanes.values():
-            lane.close()
+            assert lane._subscription is not None
+            lane._subscription.unsubscribe()
+            lane._subscription = None
         worker._busy.clear()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -233,6 +237,43 @@ async def test_a_worker_that_leaves_finishes_what_it_sends_and_hands_back_the_re
     assert len(desk.accepted) == 10
     assert set(desk.accepted.values()) == {1}
     assert not any("ambiguous" in states for states in (await ends(broker)).values())
+
+
+@pytest.mark.parametrize("payload", [None, b'{"id":"of a newer version"}'], ids=["jobs", "messages it cannot read"])
+async def test_a_worker_that_leaves_hands_back_what_is_on_its_way_to_it(
+    nats_server: NatsServer, broker: Broker, redis: Redis, payload: bytes | None
+) -> None:
+    """Else others would get it only once `ack_wait` is over: a code for a login would come a minute late."""
+    name = job_consumer("push", "normal")
+
+    async def consumer(member: str) -> int:
+        found: int = (await broker.api(f"CONSUMER.INFO.JOBS.{name}"))[member]
+        return found
+
+    async def none_left() -> bool:
+        return await consumer("num_ack_pending") == 0
+
+    config = (await broker.api(f"CONSUMER.INFO.JOBS.{name}"))["config"] | {"ack_wait": int(ACK_WAIT_SECONDS * 1e9)}
+    await broker.api(f"CONSUMER.CREATE.JOBS.{name}", {"stream_name": "JOBS", "config": config})
+    desk, journal = Desk(), Journal(broker)
+    async with connected(nats_server.url) as theirs, at_work(theirs, redis, desk, journal) as task:
+        await eventually(lambda: consumer("num_waiting"), seconds=10)
+        socket = cast("asyncio.ReadTransport", outgoing(theirs.nc))
+        socket.pause_reading()
+        if payload is None:
+            await add(broker, jobs(3))
+        else:
+            for _ in range(3):
+                await broker.append("job.push.normal.default.u", payload)
+        await eventually(lambda: consumer("num_ack_pending"), seconds=10)
+        task.cancel()
+        await asyncio.sleep(0)
+        socket.resume_reading()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    await eventually(none_left, seconds=5)  # the last acknowledgement may be under way
+    assert not desk.tries, "nothing was begun"
+    assert [one async for one in letters(broker, Filter(kind="job"))] == []
 
 
 async def test_held_jobs_stay_however_long_and_are_no_poison(broker: Broker, redis: Redis) -> None:

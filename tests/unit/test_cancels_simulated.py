@@ -27,6 +27,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three or four messages, so that events are cut inside."""
     monkeypatch.setattr(rounds, "BATCH_MESSAGES_MAX", 4)
     monkeypatch.setattr(rounds, "FAN_OUT_MESSAGES_MAX", 3)
+    monkeypatch.setattr(rounds, "FAN_OUT_FIRST_MESSAGES_MAX", 2)
 
 
 def faults(seed: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:

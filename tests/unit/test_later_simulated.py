@@ -26,6 +26,7 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     no_time_passes(monkeypatch)
     monkeypatch.setattr(rounds, "BATCH_MESSAGES_MAX", 4)
     monkeypatch.setattr(rounds, "FAN_OUT_MESSAGES_MAX", 3)
+    monkeypatch.setattr(rounds, "FAN_OUT_FIRST_MESSAGES_MAX", 2)
     monkeypatch.setattr(later, "BATCH_MESSAGES_MAX", 6)
 
 

@@ -25,6 +25,7 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     no_time_passes(monkeypatch)
     monkeypatch.setattr(rounds, "BATCH_MESSAGES_MAX", 4)
     monkeypatch.setattr(rounds, "FAN_OUT_MESSAGES_MAX", 3)
+    monkeypatch.setattr(rounds, "FAN_OUT_FIRST_MESSAGES_MAX", 2)
 
 
 async def test_whatever_is_lost_late_or_stale_every_record_is_appended_once_and_in_order() -> None:

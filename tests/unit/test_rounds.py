@@ -68,16 +68,18 @@ def test_each_recipient_gets_one_entry_in_his_partition_in_the_order_marks_count
     sizes=st.lists(st.integers(0, 3000), min_size=10, max_size=10),
     messages_max=st.integers(2, 9),
     fan_out_max=st.integers(2, 9),
+    first_max=st.integers(2, 9),
     bytes_max=st.integers(1500, 12_000),
 )
 def test_batches_hold_every_entry_once_within_the_limits_and_each_can_be_resumed_from(
-    audiences: list[list[str]], sizes: list[int], messages_max: int, fan_out_max: int, bytes_max: int
+    audiences: list[list[str]], sizes: list[int], messages_max: int, fan_out_max: int, first_max: int, bytes_max: int
 ) -> None:
     events = [planned(event(seq, to, "x" * sizes[seq - 1])) for seq, to in enumerate(audiences, 1)]
     last_seq = len(audiences) + 3  # dead or duplicate events may follow the last record
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "BATCH_MESSAGES_MAX", messages_max)
         patch.setattr(rounds, "FAN_OUT_MESSAGES_MAX", min(fan_out_max, messages_max))
+        patch.setattr(rounds, "FAN_OUT_FIRST_MESSAGES_MAX", first_max)
         patch.setattr(rounds, "BATCH_BYTES_MAX", bytes_max)
         for partition, entries in (fan_out(events, PARTITIONS) | {99: []}).items():
             cut = list(batches(entries, partition, last_seq))
@@ -155,11 +157,23 @@ def test_how_large_a_batch_may_be_is_asked_when_it_is_built() -> None:
     assert [*sizes, *(len(batch.messages) for batch in due)] == [9, 9, 249, 249, 84]
 
 
+def test_the_first_users_of_an_event_for_many_wait_for_a_small_batch_only() -> None:
+    sizes = [limits.FAN_OUT_FIRST_MESSAGES_MAX - 1, limits.FAN_OUT_MESSAGES_MAX - 1]
+    many = planned(event(1, [f"user-{i}" for i in range(sum(sizes) + 5)]))
+    entries = fan_out([many], 1)[0]
+    assert [len(batch.messages) for batch in batches(entries, 0, 1)] == [*sizes, 5]
+    few = fan_out([planned(event(1, [f"user-{i}" for i in range(limits.FAN_OUT_MESSAGES_MAX - 1)]))], 1)[0]
+    assert len(list(batches(few, 0, 1))) == 1, "two would cost more and gain nothing"
+    small = fan_out([planned(event(seq, [f"user-{seq}"])) for seq in range(1, 400)], 1)[0]
+    assert len(list(batches(small, 0, 400))) == 1
+
+
 def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:
     one = planned(event(7, [f"user-{i}" for i in range(protocol_limits.RECIPIENTS_MAX)], {"text": "hi"}))
     for partition, entries in fan_out([one], PARTITIONS).items():
         cut = list(batches(entries, partition, 7))
-        assert {len(batch.messages) for batch in cut[:-1]} == {limits.FAN_OUT_MESSAGES_MAX - 1}
+        assert len(cut[0].messages) == limits.FAN_OUT_FIRST_MESSAGES_MAX - 1
+        assert {len(batch.messages) for batch in cut[1:-1]} == {limits.FAN_OUT_MESSAGES_MAX - 1}
         assert {batch.seq for batch in cut} == {7}
         assert [batch.user is None for batch in cut] == [False] * (len(cut) - 1) + [True]
 

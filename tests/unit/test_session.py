@@ -14,14 +14,14 @@ from gateway.join.port import FeedCounters, ResetReason, Snapshot
 from gateway.log.live import UserLog
 from gateway.options import Times
 from gateway.session.follower import Follower
-from gateway.session.positions import StaleCursor, acknowledged, read_up_to
+from gateway.session.positions import StaleCursor, acknowledged, plainly_acknowledged, read_up_to
 from gateway.session.registry import Sessions, one_too_many
 from gateway.session.session import Session
 from gateway.session.wheel import Wheel
 from seamark.protocol.close_codes import CloseCode
 from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import BadFrame
-from seamark.protocol.frames import Read, Unread, unread_frame
+from seamark.protocol.frames import Ack, Read, Unread, decode_client_frame, unread_frame
 
 
 class Window:
@@ -128,6 +128,33 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     follower._moved(3)
     assert acknowledged("e.110", follower) is None
     assert acknowledged("f.2", follower) == 2
+
+
+@given(
+    start=st.sampled_from(
+        ['{"op":"ack","cursor":"', '{"cursor":"', '{"op": "ack","cursor":"', '{"op":"ping","cursor":"']
+    ),
+    epoch=st.sampled_from(["e", "former", "other", ""]),
+    seq=st.integers(-1, 30).map(str) | st.sampled_from(["007", "", "1.2", "²", "1" * 20, "٣"]),
+    end=st.sampled_from(['"}', '","id":"5"}', '"} ', '","id":"5', '"', '"]']),
+    was_reset=st.booleans(),
+)
+def test_an_ack_that_is_not_decoded_means_what_it_means_when_it_is(
+    start: str, epoch: str, seq: str, end: str, was_reset: bool
+) -> None:
+    follower = follower_on(Window())
+    for cursor in (Cursor("former", 3), Cursor("e", 5), *[Cursor("e", 12)] * was_reset):
+        follower.reset(ResetReason.NEW, Snapshot(None), cursor)
+        follower.sent_max = cursor.seq + 4
+    data = f"{start}{epoch}.{seq}{end}".encode()
+    plainly = plainly_acknowledged(data, follower)
+    if plainly is not None:
+        frame = decode_client_frame(data)
+        assert isinstance(frame, Ack)
+        assert acknowledged(frame.cursor, follower) == plainly
+    was_sent = range(10, 17) if was_reset else range(1, 10)
+    written_plainly = start.startswith('{"op":"ack",') and epoch == "e" and end == '"}'
+    assert (plainly is not None) == (written_plainly and seq in {*map(str, was_sent), "007" * (7 in was_sent)})
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=2, max_size=8))

@@ -43,11 +43,17 @@ def test_many_names_have_the_tokens_that_each_has_alone(names: list[str]) -> Non
         assert encode_tokens(names) == alone
 
 
-@given(NAMES, st.lists(NAMES, max_size=12), st.sampled_from([1, 4, 16, 64]), st.integers(1, 4))
+@given(
+    NAMES,
+    st.sampled_from(["", "user-", "é"]),
+    st.lists(NAMES | st.integers(0, 20_000).map(str), max_size=12),
+    st.sampled_from([1, 3, 4, 12, 16, 64, 256, 300, 512]),
+    st.integers(1, 4),
+)
 def test_many_users_are_in_the_partitions_that_each_is_in_alone(
-    tenant: str, users: list[str], partitions: int, lanes: int
+    tenant: str, beginning: str, users: list[str], partitions: int, lanes: int
 ) -> None:
-    token, tokens = encode_token(tenant), [encode_token(user) for user in users]
+    token, tokens = encode_token(tenant), [encode_token((beginning + user)[:20]) for user in users]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(subjects, "_LANES", lanes)  # few users are cut into several lots, too
         found = partitions_of(token, tokens, partitions)
