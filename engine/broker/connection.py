@@ -31,11 +31,10 @@ _log = structlog.get_logger("seamark.nats")
 
 CONFIRM_TIMEOUT_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 10.0
-PING_INTERVAL_SECONDS = 3.0
-"""Two unanswered pings end a half-open connection: after 9 s at most, within the time a leader election takes anyway."""
-
 CLOSE_TIMEOUT_SECONDS = 5.0
 REFUSAL_LOG_SECONDS = 60.0
+PING_INTERVAL_SECONDS = 3.0
+"""Two unanswered pings end a half-open connection: after 9 s at most, within the time a leader election takes anyway."""
 
 _REFUSAL = re.compile(r'for (Publish|Subscription) to "([^"]*)"')
 
@@ -81,12 +80,14 @@ class Subscription:
         self._connection._unsubscribe(self._sid)
 
     async def drain(self) -> None:
-        """End the interest; returns once everything that the server had sent before has been handled (UNSUB, PING, PONG).
+        """End the interest; returns once all that this server had sent before has been handled (UNSUB, PING, PONG).
+
+        Other servers of a cluster hear of it later: what they pass on until then is dropped.
 
         Raises:
-            Unanswered: no PONG within 5 s, or the connection was lost. What had been sent may not have been handled.
+            Unanswered: no PONG within 5 s, or the connection was lost.
         """
-        self._connection._unsubscribe(self._sid, forget=False)
+        self._connection._unsubscribe(self._sid, keep_handler=True)
         try:
             await self._connection.flush()
         finally:
@@ -166,9 +167,9 @@ class Connection:
         self._gather(b"SUB %b %d\r\n" % (named.encode(), sid))
         return Subscription(self, sid, subject)
 
-    def _unsubscribe(self, sid: int, *, forget: bool = True) -> None:
+    def _unsubscribe(self, sid: int, *, keep_handler: bool = False) -> None:
         entry = self.nc._subs.pop(sid, None)
-        if forget:
+        if not keep_handler:
             self.nc.parser.handlers.pop(b"%d" % sid, None)
         if entry is not None:
             self._refused.discard(entry.subject)

@@ -30,7 +30,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         fixed: on pages that wait for their turn.
         publishing: on pages of which it is not known yet whether their event is in BULK.
         stored: on pages whose event is in BULK. dispatched: those of them whose notifications are in their logs, and planned.
-        excluded: get nothing, as the campaign says so.
+        excluded: get nothing: the campaign excludes them, or no event may name them.
         cancelled, expired: on pages that were not published, as the campaign was cancelled, or its time was over; and on pages
             that were, but whose notifications were withheld by then. Until those are counted they are among `stored`.
         failed: on pages that were not published, as the campaign has failed. reason: why.

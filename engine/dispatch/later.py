@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -62,7 +62,6 @@ class PutOff(msgspec.Struct, frozen=True, gc=False):
     part: str = ""
     """There are no parts of it."""
     event_part: str = ""
-    of_many: ClassVar[bool] = False
 
     def most(self, _inside: bool) -> int:
         """Each may bring a schedule with it."""

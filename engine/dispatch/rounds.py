@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import repeat
 from typing import NamedTuple
 
 import msgspec
@@ -99,14 +98,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         """What the parts of its event begin with."""
         return self.planned.part
 
-    @property
-    def of_many(self) -> bool:
-        """Whether its event is for so many users that the first of them should not wait for a full batch."""
-        return len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
-
     def most(self, inside: bool) -> int:
-        """How many messages its batch may have. `inside`: the batch holds other records of its event."""
-        return FAN_OUT_MESSAGES_MAX if inside and self.of_many else BATCH_MESSAGES_MAX
+        """How many messages its batch may have. `inside`: the batch holds other records of its event.
+
+        Of an event for very many users the first should not wait for a full batch.
+        """
+        of_many = inside and len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
+        return FAN_OUT_MESSAGES_MAX if of_many else BATCH_MESSAGES_MAX
 
     def message(self, place: Place) -> Outgoing:
         token = self.recipient.token
@@ -306,8 +304,8 @@ def fan_out_by_steps(planned: Iterable[Planned], partitions: int, entries: Entri
                 yield
             some = recipients[start : start + STEP_RECIPIENTS]
             places = partitions_of(at.tenant_token, [recipient.token for recipient in some], partitions)
-            for entry, partition in zip(map(Entry, repeat(event.seq), some, repeat(event)), places, strict=True):
-                entries.setdefault(partition, []).append(entry)
+            for recipient, partition in zip(some, places, strict=True):
+                entries.setdefault(partition, []).append(Entry(event.seq, recipient, event))
 
 
 def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | PutOff]:
@@ -315,6 +313,14 @@ def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | P
     if not entries or entries[0].seq > mark.seq:
         return list(entries)
     return [entry for entry in entries if not mark.covers(entry.seq, entry.part)]
+
+
+def _begins_with_many(entries: Sequence[Entry | PutOff]) -> bool:
+    """Whether the first event has more records here than one batch takes: then those who come first wait for a small one only."""
+    if len(entries) < FAN_OUT_MESSAGES_MAX:
+        return False
+    first, last = entries[0], entries[FAN_OUT_MESSAGES_MAX - 1]
+    return (first.seq, first.event_part) == (last.seq, last.event_part)
 
 
 def batches(
@@ -328,11 +334,11 @@ def batches(
 
     Each batch says the position it brings the place to: a part of a message when the cut falls inside it, the message
     when it falls behind it, `last_seq` and `last_part` for the last one. There is always a last one, be it without messages.
-    `most`: how many messages the batch that is built now may have.
+    `most`: how many messages the batch that is built now may have. The first one is smaller where an event for many begins.
     """
     messages: list[Outgoing] = []
     size, allowed = 0, most()
-    if len(entries) >= FAN_OUT_MESSAGES_MAX and entries[0].of_many:
+    if _begins_with_many(entries):
         allowed = min(allowed, FAN_OUT_FIRST_MESSAGES_MAX)
     for index, entry in enumerate(entries):
         message = entry.message(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -170,14 +171,15 @@ class PulledLane:
         await self._subscription.confirmed()
 
     async def close(self) -> None:
-        """Order no more, and take what was handed out before: nobody else gets that until `ack_wait` is over."""
+        """Order no more, and take what is on its way: nobody else gets that until `ack_wait` is over.
+
+        In a cluster, what the consumer's leader sends while it does not know yet that nobody listens is not taken.
+        """
         self._closed = True
-        if self._subscription is None:
-            return
-        try:
-            await self._subscription.drain()
-        except Unanswered:
-            return  # without a connection nothing else can be done about it
+        if self._subscription is not None:
+            # Without a connection nothing comes any more: it is handed out again after `ack_wait`.
+            with contextlib.suppress(Unanswered):
+                await self._subscription.drain()
 
     def lacks(self, most: int) -> bool:
         """Whether it is time to order: fewer than half of `most` jobs are on order or waiting."""
@@ -203,9 +205,9 @@ class PulledLane:
 
     def _renew(self) -> None:
         """Forget what is on order. What it brings all the same is not taken, and handed out again: nobody knows how old it is."""
-        self._orders.clear()
         if self._closed:
             return
+        self._orders.clear()
         self._renewed += 1
         if self._subscription is not None:
             self._subscription.unsubscribe()

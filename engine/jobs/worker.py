@@ -10,10 +10,10 @@ import structlog
 
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Lane
-from engine.jobs.aside import Aside
 from engine.jobs.handling import LEASE_SECONDS, SEND_SECONDS, Handler
 from engine.jobs.messages import LANES
 from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane
+from engine.jobs.unreadable import UnreadableMessages
 from engine.plan.rules import Channel
 from engine.tasks import end_if_cancelled
 from engine.traces.lines import about_followed
@@ -33,7 +33,7 @@ TURN_SECONDS: Final = 0.2
 """How often a worker to which nothing happens looks whether its pulls have ended or were lost."""
 
 DRAIN_SECONDS: Final = SEND_SECONDS + 5.0
-"""How long jobs that are under way are waited for when the worker leaves: a try, and what follows."""
+"""How long a worker takes to leave, at most: what is on its way comes, and jobs under way end: a try, and what follows."""
 
 assert ACK_WAIT_SECONDS > LEASE_SECONDS, "whoever is handed a job again must find the lease of the one before over"
 
@@ -52,8 +52,8 @@ class Worker:
         self._open = open
         self._handler = handler
         self._news = asyncio.Event()
-        self._aside = Aside(channel, handler, self._news.set)
-        self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set, self._aside.add) for lane in LANES}
+        self._unreadable = UnreadableMessages(channel, handler, self._news.set)
+        self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set, self._unreadable.add) for lane in LANES}
         self._turns = dict.fromkeys(LANES, 0)
         self._busy: dict[asyncio.Task[None], PulledJob] = {}
 
@@ -69,7 +69,7 @@ class Worker:
                 self._news.clear()
                 self._begin()
                 for name, lane in self._lanes.items():
-                    if not self._aside.full and lane.lacks(AHEAD) and self._open(name):
+                    if not self._unreadable.full and lane.lacks(AHEAD) and self._open(name):
                         lane.order(AHEAD)
                 # A timer by itself: `asyncio.timeout` costs five times as much, and under load this is once for each job.
                 turn = loop.call_later(TURN_SECONDS, self._news.set)
@@ -81,6 +81,7 @@ class Worker:
             try:
                 await self._drain()
             finally:
+                self._unreadable.close()
                 keeper.cancel()
 
     def _begin(self) -> None:
@@ -130,7 +131,7 @@ class Worker:
                 await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
                 waiting = [one for lane in self._lanes.values() for one in lane.waiting]
                 backs = (self._handler.hand_back(one) for one in waiting)
-                await asyncio.gather(self._aside.close(), *backs, return_exceptions=True)
+                await asyncio.gather(self._unreadable.settle(), *backs, return_exceptions=True)
                 if self._busy:
                     await asyncio.wait(set(self._busy))
         except TimeoutError:

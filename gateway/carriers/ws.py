@@ -25,6 +25,7 @@ from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import Kind, Problem
 from gateway.limits import FRAGMENT_BYTES, FRAME_BYTES, ROOM_BYTES, WIRE_BYTES_PER_MINUTE
+from gateway.session.frames import ACK_OPENING
 from gateway.session.outlet import WebSocketOutlet
 from gateway.session.session import Session
 from seamark.protocol.close_codes import BAD_FRAME, NORMAL, TOO_LARGE, TOO_MANY_FRAMES
@@ -32,9 +33,6 @@ from seamark.protocol.frames import PROTOCOL
 
 UNSUPPORTED_PROTOCOL: Final = Kind(400, "unsupported_protocol")
 BAD_HANDSHAKE: Final = Kind(400, "bad_handshake")
-
-_ACK: Final = b'{"op":"ack",'
-"""How an ack begins as every SDK writes it. Written otherwise it is the same frame, and goes through the queue."""
 
 # Asked for with each frame: looked up in their class they cost Python 3.11 a tenth of a microsecond.
 _TEXT: Final = WSMsgType.TEXT
@@ -78,7 +76,7 @@ class _Inbox(WebSocketDataQueue):
         if self._waiting and session is not None:
             try:
                 kind = data.type
-                if kind is _TEXT and data.data.startswith(_ACK):
+                if kind is _TEXT and data.data.startswith(ACK_OPENING):
                     session.receive(data.data)
                     return
                 if kind is _PONG:

@@ -42,6 +42,19 @@ def check_read(frame: Read) -> None:
             )
 
 
+ACK_OPENING: Final = b'{"op":"ack",'
+"""How an `ack` begins as SDKs write it. Written otherwise it is the same frame."""
+
+
+@functools.lru_cache(maxsize=256)
+def epoch_in_frames(epoch: str) -> tuple[bytes, bytes]:
+    """`epoch` as bytes, and the bytes up to the sequence with which SDKs begin an `ack` of a cursor of this epoch.
+
+    Cached, so that all sessions share them: there is an epoch for each log, and former ones for a while.
+    """
+    return epoch.encode(), b'%b"cursor":"%b.' % (ACK_OPENING, epoch.encode())
+
+
 # --- RFC 6455 -------------------------------------------------------------------------------------------------------
 
 _TEXT: Final = 0x81
@@ -75,9 +88,3 @@ PING_FRAME: Final = bytes((_PING, 0))
 def pong_bytes(payload: bytes) -> bytes:
     """The protocol's answer to a client's protocol ping."""
     return bytes((_PONG, len(payload))) + payload
-
-
-@functools.lru_cache(maxsize=256)
-def epoch_in_frames(epoch: str) -> tuple[bytes, bytes]:
-    """An epoch as cursors begin, and how SDKs begin an `ack` of one. Cached, so that all sessions share them."""
-    return epoch.encode(), b'{"op":"ack","cursor":"%b.' % epoch.encode()

@@ -79,7 +79,7 @@ SEGMENT: Final = "segment:"
 """How names of sets of users begin where users are named. No user may have such a name."""
 
 NO_USERS: Final = (TOPIC, SEGMENT)
-"""How no user's name may begin."""
+"""What no user's name may begin with."""
 
 
 def encode_user(user: str) -> str:

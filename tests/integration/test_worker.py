@@ -239,39 +239,44 @@ async def test_a_worker_that_leaves_finishes_what_it_sends_and_hands_back_the_re
     assert not any("ambiguous" in states for states in (await ends(broker)).values())
 
 
-@pytest.mark.parametrize("payload", [None, b'{"id":"of a newer version"}'], ids=["jobs", "messages it cannot read"])
+@pytest.mark.parametrize("readable", [True, False], ids=["jobs", "messages it cannot read"])
 async def test_a_worker_that_leaves_hands_back_what_is_on_its_way_to_it(
-    nats_server: NatsServer, broker: Broker, redis: Redis, payload: bytes | None
+    nats_server: NatsServer, broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
     """Else others would get it only once `ack_wait` is over: a code for a login would come a minute late."""
+    monkeypatch.setattr(
+        "engine.jobs.queue.PULL_EXPIRES_SECONDS", 60.0
+    )  # what is on order stays so while nothing is read
+    monkeypatch.setattr("engine.jobs.queue.PULL_LOST_SECONDS", 120.0)
     name = job_consumer("push", "normal")
 
-    async def consumer(member: str) -> int:
-        found: int = (await broker.api(f"CONSUMER.INFO.JOBS.{name}"))[member]
-        return found
+    async def consumer(**members: int) -> bool:
+        found = await broker.api(f"CONSUMER.INFO.JOBS.{name}")
+        return all(found[member] == value for member, value in members.items())
 
-    async def none_left() -> bool:
-        return await consumer("num_ack_pending") == 0
+    async def all_kept() -> bool:
+        return (await broker.stream("JOBS")).messages == 1 + 3  # with the mark of the planner
 
     config = (await broker.api(f"CONSUMER.INFO.JOBS.{name}"))["config"] | {"ack_wait": int(ACK_WAIT_SECONDS * 1e9)}
     await broker.api(f"CONSUMER.CREATE.JOBS.{name}", {"stream_name": "JOBS", "config": config})
     desk, journal = Desk(), Journal(broker)
     async with connected(nats_server.url) as theirs, at_work(theirs, redis, desk, journal) as task:
-        await eventually(lambda: consumer("num_waiting"), seconds=10)
-        socket = cast("asyncio.ReadTransport", outgoing(theirs.nc))
-        socket.pause_reading()
-        if payload is None:
+        await eventually(lambda: consumer(num_waiting=1), seconds=30)
+        transport = cast("asyncio.ReadTransport", outgoing(theirs.nc))
+        transport.pause_reading()
+        if readable:
             await add(broker, jobs(3))
         else:
-            for _ in range(3):
-                await broker.append("job.push.normal.default.u", payload)
-        await eventually(lambda: consumer("num_ack_pending"), seconds=10)
+            for number in range(3):
+                await broker.append("job.push.normal.default.u", b'{"id":"newer%d"}' % number)
+        await eventually(lambda: consumer(num_ack_pending=3), seconds=30)
         task.cancel()
         await asyncio.sleep(0)
-        socket.resume_reading()
+        transport.resume_reading()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    await eventually(none_left, seconds=5)  # the last acknowledgement may be under way
+    await eventually(lambda: consumer(num_ack_pending=0), seconds=10)  # the last acknowledgement may be under way
+    await eventually(all_kept, seconds=10)
     assert not desk.tries, "nothing was begun"
     assert [one async for one in letters(broker, Filter(kind="job"))] == []
 

@@ -162,10 +162,12 @@ def test_the_first_users_of_an_event_for_many_wait_for_a_small_batch_only() -> N
     many = planned(event(1, [f"user-{i}" for i in range(sum(sizes) + 5)]))
     entries = fan_out([many], 1)[0]
     assert [len(batch.messages) for batch in batches(entries, 0, 1)] == [*sizes, 5]
-    few = fan_out([planned(event(1, [f"user-{i}" for i in range(limits.FAN_OUT_MESSAGES_MAX - 1)]))], 1)[0]
-    assert len(list(batches(few, 0, 1))) == 1, "two would cost more and gain nothing"
-    small = fan_out([planned(event(seq, [f"user-{seq}"])) for seq in range(1, 400)], 1)[0]
-    assert len(list(batches(small, 0, 400))) == 1
+    small = [planned(event(seq, [f"user-{seq}"])) for seq in range(1, 400)]
+    assert len(list(batches(fan_out(small, 1)[0], 0, 400))) == 1
+    mixed = fan_out([planned(event(1, [f"user-{i}" for i in range(249)])), *small[1:]], 1)[0]
+    assert len(list(batches(mixed, 0, 400))) == 1
+    for partition, scattered in fan_out([planned(event(1, [f"user-{i}" for i in range(10_000)]))], 64).items():
+        assert len(list(batches(scattered, partition, 1))) == 1, "where one takes all, a second one only costs"
 
 
 def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.access.principals import User
@@ -21,7 +21,7 @@ from gateway.session.wheel import Wheel
 from seamark.protocol.close_codes import CloseCode
 from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import BadFrame
-from seamark.protocol.frames import Ack, Read, Unread, decode_client_frame, unread_frame
+from seamark.protocol.frames import Ack, Read, Unread, decode_client_frame, encode, unread_frame
 
 
 class Window:
@@ -139,6 +139,9 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     end=st.sampled_from(['"}', '","id":"5"}', '"} ', '","id":"5', '"', '"]']),
     was_reset=st.booleans(),
 )
+@example('{"op":"ack","cursor":"', "e", "7", '"}', False)
+@example('{"op":"ack","cursor":"', "e", "007", '"}', False)
+@example('{"op":"ack","cursor":"', "e", "12", '"}', True)
 def test_an_ack_that_is_not_decoded_means_what_it_means_when_it_is(
     start: str, epoch: str, seq: str, end: str, was_reset: bool
 ) -> None:
@@ -154,7 +157,16 @@ def test_an_ack_that_is_not_decoded_means_what_it_means_when_it_is(
         assert acknowledged(frame.cursor, follower) == plainly
     was_sent = range(10, 17) if was_reset else range(1, 10)
     written_plainly = start.startswith('{"op":"ack",') and epoch == "e" and end == '"}'
-    assert (plainly is not None) == (written_plainly and seq in {*map(str, was_sent), "007" * (7 in was_sent)})
+    assert (plainly is not None) == (written_plainly and seq in map(str, was_sent))
+
+
+@pytest.mark.parametrize(
+    "sent", [encode(Ack(cursor="e.9")), b'{"op":"ack","cursor":"e.9"}'], ids=["Python", "JavaScript"]
+)
+def test_acks_as_sdks_write_them_are_not_decoded(sent: bytes) -> None:
+    follower = follower_on(Window())
+    follower.resumed(Cursor("e", 9))
+    assert plainly_acknowledged(sent, follower) == 9
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=2, max_size=8))

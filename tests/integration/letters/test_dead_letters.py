@@ -245,7 +245,7 @@ async def test_while_there_is_no_room_for_their_letters_messages_that_cannot_be_
 ) -> None:
     """They hold none of the places that a lane has for what is handed out, and the alarm says what is missing."""
     monkeypatch.setattr("engine.worker.journal.NO_ROOM_SECONDS", 2.0)
-    monkeypatch.setattr("engine.jobs.aside.PUT_BACK_SECONDS", (0.3, 0.3))
+    monkeypatch.setattr("engine.jobs.unreadable.PUT_BACK_SECONDS", (0.3, 0.3))
     consumer = (await world.broker.api("CONSUMER.INFO.JOBS.email-normal"))["config"] | {"max_ack_pending": 4}
     await world.broker.api("CONSUMER.CREATE.JOBS.email-normal", {"stream_name": "JOBS", "config": consumer})
     config = (await world.broker.stream("DEAD-LETTERS")).config

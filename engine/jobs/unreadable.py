@@ -18,11 +18,11 @@ from engine.plan.rules import Channel
 PUT_BACK_SECONDS: Final = (2.0, 10.0, 30.0, 80.0)
 """For how long such a message is put back, each time, before it becomes a letter. While workers are replaced, one of a newer
 version may take it: soon where there is one, and two minutes are enough for most deployments to bring it. It is put back as a
-schedule, since the broker hands out so many messages at most that are not acknowledged, and jobs would wait."""
+schedule: the broker hands out a bounded number of unacknowledged messages, and these would take the places of jobs."""
 
 UNDER_WAY_MAX: Final = 16
 """With so many under way the worker orders no more. So there are never more of them than these and what was on order, and each is
-put back at once. If it were handed out again and again, that would count as crashes do."""
+put back at its first delivery: further ones would count as crashes."""
 
 LETTERS_AT_A_TIME: Final = 8
 """Letters that are stored at a time. Further messages are put back, so that letters nobody can store leave room for others."""
@@ -32,11 +32,11 @@ SETTLE_SECONDS: Final = 5.0
 longer is handed out again."""
 
 
-class Aside:
-    """Puts messages back or sets them aside, for one worker. None of them holds a place that its lane has for jobs.
+class UnreadableMessages:
+    """Puts such messages back, or keeps them as dead letters, for one worker. None of them holds a place that is for jobs.
 
     Args:
-        on_room: called when one of them was seen to.
+        on_room: called when a message was put back, kept, or given up for now.
     """
 
     def __init__(self, channel: Channel, handler: Handler, on_room: Callable[[], None]) -> None:
@@ -56,26 +56,29 @@ class Aside:
 
     def add(self, pulled: PulledUnreadable) -> None:
         """Begin with a message that was handed out."""
-        task = asyncio.create_task(self._put_back_or_keep(pulled), name=f"{self._channel}-aside")
+        task = asyncio.create_task(self._put_back_or_keep(pulled), name=f"{self._channel}-unreadable")
         self._under_way.add(task)
         task.add_done_callback(self._done)
 
-    async def close(self) -> None:
-        """Wait for what is under way; what takes too long is left, and handed out again after `ack_wait`."""
-        under_way = set(self._under_way)
-        try:
-            if under_way:
-                await asyncio.wait(under_way, timeout=SETTLE_SECONDS)
-        finally:
-            for task in under_way:
-                task.cancel()
+    async def settle(self) -> None:
+        """Returns when nothing is under way any more, or after `SETTLE_SECONDS`."""
+        if self._under_way:
+            await asyncio.wait(set(self._under_way), timeout=SETTLE_SECONDS)
+
+    def close(self) -> None:
+        """Give up what is still under way: it is handed out again after `ack_wait`."""
+        for task in self._under_way:
+            task.cancel()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         self._on_room()
 
     async def _put_back_or_keep(self, pulled: PulledUnreadable) -> None:
-        """Where neither can be done, the message comes again after `ack_wait`."""
+        """Put the message back or, once that was done often enough, keep it as a dead letter.
+
+        Where neither can be done, it comes again after `ack_wait`.
+        """
         try:
             if pulled.times < len(PUT_BACK_SECONDS) and await self._put_back(pulled, PUT_BACK_SECONDS[pulled.times]):
                 return
@@ -101,7 +104,7 @@ class Aside:
         return True
 
     async def _keep(self, pulled: PulledUnreadable) -> float:
-        """Store a message as a dead letter. After how many seconds that is to be tried again; 0: it is stored."""
+        """Store a message as a dead letter. Returns the seconds after which to try again; 0: it is stored."""
         if self._letters >= LETTERS_AT_A_TIME:
             return PUT_BACK_SECONDS[-1]
         self._letters += 1
