@@ -33,7 +33,7 @@ longer is handed out again."""
 
 
 class UnreadableMessages:
-    """Puts such messages back, or keeps them as dead letters, for one worker. None of them holds a place that is for jobs.
+    """For one worker: puts unreadable messages back, or keeps them as dead letters. None of them holds a place that is for jobs.
 
     Args:
         on_room: called when a message was put back, kept, or given up for now.

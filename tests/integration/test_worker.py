@@ -244,9 +244,8 @@ async def test_a_worker_that_leaves_hands_back_what_is_on_its_way_to_it(
     nats_server: NatsServer, broker: Broker, redis: Redis, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
     """Else others would get it only once `ack_wait` is over: a code for a login would come a minute late."""
-    monkeypatch.setattr(
-        "engine.jobs.queue.PULL_EXPIRES_SECONDS", 60.0
-    )  # what is on order stays so while nothing is read
+    # What is on order stays so while nothing is read.
+    monkeypatch.setattr("engine.jobs.queue.PULL_EXPIRES_SECONDS", 60.0)
     monkeypatch.setattr("engine.jobs.queue.PULL_LOST_SECONDS", 120.0)
     name = job_consumer("push", "normal")
 

@@ -1,5 +1,6 @@
 """What a worker reads from the broker's words about a job."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -40,13 +41,14 @@ class FakeBroker:
 
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[..., None]] = {}
+        self.drained = asyncio.Event()
         self.orders: list[str] = []
         self.told: list[tuple[str | bytes, bytes]] = []
         self.stored: list[tuple[str, bytes, dict[str, str]]] = []
 
     def subscribe(self, subject: str, handler: Callable[..., None]) -> Any:
         self.handlers[subject] = handler
-        return SimpleNamespace(unsubscribe=lambda: self.handlers.pop(subject))
+        return SimpleNamespace(unsubscribe=lambda: self.handlers.pop(subject), drain=self.drained.wait)
 
     def publish(self, subject: str | bytes, payload: bytes, *, reply: str = "") -> None:
         if reply:
@@ -102,6 +104,24 @@ def test_what_an_order_brings_that_was_given_up_is_not_taken(clock: SimpleNamesp
     assert not lane.waiting
     broker.bring(ordered)
     assert lane.waiting[0].held_seconds == 0
+
+
+async def test_a_lane_that_is_closed_takes_what_is_on_its_way_as_old_as_it_is_and_listens_to_nothing_new(
+    clock: SimpleNamespace,
+) -> None:
+    """Also where the consumer's leader changes at that moment, for which an open lane orders anew."""
+    broker = FakeBroker()
+    lane = ordering(broker)
+    [order] = broker.orders
+    closing = asyncio.create_task(lane.close(), name="close")
+    await asyncio.sleep(0)  # a turn: it has begun to drain
+    clock.seconds += 3
+    broker.handlers[order](b"", b"", b"NATS/1.0 409 Leadership Change\r\n\r\n", b"")
+    broker.bring(order)
+    assert lane.waiting[0].held_seconds == 3
+    assert list(broker.handlers) == [order]
+    broker.drained.set()
+    await closing
 
 
 @pytest.mark.parametrize("payload", [b'{"id":"n","type":"a","first_at":17,"attempt":2}', b"[]", b"{", b"\xff"])
